@@ -1,0 +1,1 @@
+//! Inbound: whether a connection may reach a workload.

@@ -1,0 +1,1 @@
+//! Outbound: what a captured connection's original destination means.

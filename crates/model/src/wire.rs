@@ -1,0 +1,1 @@
+//! Messages of the workload API to the model's types and back.

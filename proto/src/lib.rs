@@ -1,0 +1,35 @@
+//! The messages culvert speaks with control planes, node agents and certificate authorities, made from `proto/*.proto`.
+//!
+//! Only messages: a service's stub is generated where it is used, and turning a message into something the mesh
+//! reasons about is `culvert_model::wire`.
+#![allow(missing_docs, reason = "generated; the .proto files carry the text")]
+
+/// What exists in the mesh: `istio.workload`.
+pub mod workload {
+    include!(concat!(env!("OUT_DIR"), "/istio.workload.rs"));
+
+    /// The node-agent protocol: `istio.workload.zds`.
+    pub mod zds {
+        include!(concat!(env!("OUT_DIR"), "/istio.workload.zds.rs"));
+    }
+}
+
+/// L4 authorization: `istio.security`.
+pub mod security {
+    include!(concat!(env!("OUT_DIR"), "/istio.security.rs"));
+}
+
+/// The certificate API: `istio.v1.auth`.
+pub mod ca {
+    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
+}
+
+/// Delta xDS: `envoy.service.discovery.v3`.
+pub mod discovery {
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));
+}
+
+/// Type URL of [`workload::Address`] resources.
+pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of [`security::Authorization`] resources.
+pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
