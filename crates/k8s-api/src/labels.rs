@@ -1,0 +1,62 @@
+//! Every label and annotation the mesh reads or writes, in one place.
+
+/// On a namespace or a pod: [`MODE_AMBIENT`] or [`MODE_NONE`] (C01, C07).
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Joins.
+pub const MODE_AMBIENT: &str = "ambient";
+/// Stays outside, on a pod even when its namespace joins.
+pub const MODE_NONE: &str = "none";
+
+/// Name of the waypoint that a namespace, service or pod is bound to; `none` unbinds.
+pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// Namespace of that waypoint; the object's own if absent.
+pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// The value of [`USE_WAYPOINT`] that unbinds.
+pub const WAYPOINT_NONE: &str = "none";
+
+/// Annotation that the agent writes: `enabled` or `pending` (C09, C10).
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Annotation of a pod: DNS capture for this pod, over the global setting (C11).
+pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// Annotation of a pod: no capture of inbound plaintext (C12).
+pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
+/// Annotation of a pod: interfaces whose TCP is redirected (C13).
+pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+/// Annotation that a sidecar injector writes; such a pod never joins (C04).
+pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+
+/// Label of the mesh's own pods; `ztunnel` never joins (C05).
+pub const APP: &str = "app";
+/// The app of the node tunnel.
+pub const APP_ZTUNNEL: &str = "ztunnel";
+/// Version label, last in the order of D28.
+pub const VERSION: &str = "version";
+/// Canonical service name (D28).
+pub const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
+/// Canonical revision (D28).
+pub const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
+/// Recommended app name (D28).
+pub const K8S_APP_NAME: &str = "app.kubernetes.io/name";
+/// Recommended app version (D28).
+pub const K8S_APP_VERSION: &str = "app.kubernetes.io/version";
+/// Name given to a workload over that of its controller.
+pub const WORKLOAD_NAME: &str = "service.istio.io/workload-name";
+
+/// Label on a workload that speaks HBONE itself (D19); value `http`.
+pub const TUNNEL: &str = "networking.istio.io/tunnel";
+/// The value of [`TUNNEL`].
+pub const TUNNEL_HTTP: &str = "http";
+
+/// Region of a node (D23).
+pub const TOPOLOGY_REGION: &str = "topology.kubernetes.io/region";
+/// Zone of a node (D23).
+pub const TOPOLOGY_ZONE: &str = "topology.kubernetes.io/zone";
+/// Subzone of a node (D23).
+pub const TOPOLOGY_SUBZONE: &str = "topology.istio.io/subzone";
+
+/// Annotation on a service or namespace: how load is spread (D24).
+pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// Annotation on an AuthorizationPolicy: log what it would do (D37).
+pub const DRY_RUN: &str = "istio.io/dry-run";
+/// Set by Kubernetes on each namespace; selects it by name.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
