@@ -1,0 +1,25 @@
+//! Sockets, network namespaces and redirect rules: everything culvert asks of the Linux kernel.
+//!
+//! This is the only crate of the workspace with `unsafe`, and inside it only [`sys`] has any: a handful of system calls
+//! that no safe wrapper offers. Everything above it is safe code with typed values.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`netns`] | enter a namespace for one synchronous closure, and always come back |
+//! | [`socket`] | listeners, transparent dials, original destination, TCP options |
+//! | [`nft`] | nf_tables transactions over netlink |
+//! | [`redirect`] | the rules and routes of an enrolled pod |
+//! | [`capture`] | counting packets on an interface, for proofs about the wire |
+//! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
+
+pub mod capture;
+mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod redirect;
+mod route;
+pub mod seqpacket;
+pub mod socket;
+mod sys;
+
+pub use netns::{NetNs, NetNsId};

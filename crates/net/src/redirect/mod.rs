@@ -1,0 +1,251 @@
+//! What makes a pod part of the mesh: rules that send its TCP to the proxy, and the routes that bring replies back.
+//!
+//! ```text
+//!  application ── connect ──► output nat ──► 15001 proxy ── mark 0x539 ──► wire
+//!  wire ──► prerouting nat ──► 15006 proxy ── mark 0x539, client's address ──► lo ──► application
+//!  application ── reply to the client's address ──► output mangle: mark 0x111 ──► table 100 ──► lo ──► proxy
+//! ```
+//!
+//! The last line is the part that is easy to get wrong: the application answers to an address that is not here. Four
+//! things bring that answer back to the proxy, and each is needed: the proxy's socket has mark 0x539; prerouting turns it
+//! into connection mark 0x111; output restores that into the packet's mark; the routing rule sends marked packets to
+//! table 100, where every address is local.
+//!
+//! Everything is in one inet table and one transaction, so there is no moment in which half of it is in force. The rules
+//! are those of ambient (rows C35 to C46), with conntrack redirection and not tproxy (C41).
+
+mod rules;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::NetNs;
+use crate::nft::{Batch, NftError, read_table};
+use crate::route::{Family, MarkRule, Routing, ipv6_enabled};
+
+/// Name of the table of family inet that holds all of it.
+pub const TABLE: &str = "culvert";
+/// Routing table in which every address is local (C39).
+pub const ROUTE_TABLE: u8 = 100;
+/// Preference of the routing rule (C39).
+pub const RULE_PREFERENCE: u32 = 32764;
+/// Exclusions of one pod, addresses and ports together. Bounds the transaction and what a pod's annotation can cost.
+pub const MAX_EXCLUSIONS: usize = 1024;
+
+/// A value under a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The bits that must be set so.
+    pub value: u32,
+    /// The bits that count.
+    pub mask: u32,
+}
+
+/// What to redirect, and where to. The default is ambient's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectConfig {
+    /// Where connections of the pod's programs go.
+    pub outbound_port: u16,
+    /// Where plaintext connections to the pod go.
+    pub inbound_port: u16,
+    /// The tunnel's own port: never redirected.
+    pub hbone_port: u16,
+    /// Where DNS queries go, UDP and TCP; without it DNS is like any other traffic.
+    pub dns_port: Option<u16>,
+    /// Whether IPv6 is redirected too. If not, IPv6 passes untouched.
+    pub ipv6: bool,
+    /// Mark of the proxy's own packets (C40).
+    pub proxy_mark: Mark,
+    /// Mark of connections that the proxy opened to the application, and of the replies (C40).
+    pub return_mark: Mark,
+    /// Address from which the kubelet's probes appear to come: plaintext, never redirected (C42).
+    pub probe_source: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub probe_source_v6: Option<Ipv6Addr>,
+    /// Destinations that the pod reaches without the mesh. TCP only, and DNS capture comes first.
+    pub exclude_outbound: Vec<IpNet>,
+    /// Destination ports that the pod reaches without the mesh. TCP only, and DNS capture comes first.
+    pub exclude_outbound_ports: BTreeSet<u16>,
+    /// Ports of the pod that the mesh leaves alone.
+    pub exclude_inbound_ports: BTreeSet<u16>,
+    /// Redirect nothing that arrives, and exempt no probes (C12): for a gateway that takes its traffic itself.
+    pub bypass_inbound: bool,
+}
+
+impl Default for RedirectConfig {
+    fn default() -> Self {
+        Self {
+            outbound_port: 15001,
+            inbound_port: 15006,
+            hbone_port: 15008,
+            dns_port: Some(15053),
+            ipv6: true,
+            proxy_mark: Mark { value: 0x539, mask: 0xfff },
+            return_mark: Mark { value: 0x111, mask: 0xfff },
+            probe_source: Some(Ipv4Addr::new(169, 254, 7, 127)),
+            probe_source_v6: Some(Ipv6Addr::new(
+                0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
+            )),
+            exclude_outbound: Vec::new(),
+            exclude_outbound_ports: BTreeSet::new(),
+            exclude_inbound_ports: BTreeSet::new(),
+            bypass_inbound: false,
+        }
+    }
+}
+
+/// Why redirection could not be changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RedirectError {
+    /// The rules' transaction failed, and so changed nothing.
+    #[error(transparent)]
+    Rules(#[from] NftError),
+    /// The routing rule or route failed.
+    #[error("policy routing: {0}")]
+    Routes(#[source] io::Error),
+    /// The rules could not be read.
+    #[error("reading the rules: {0}")]
+    Read(#[source] io::Error),
+    /// More than [`MAX_EXCLUSIONS`].
+    #[error("{0} exclusions exceed {MAX_EXCLUSIONS}")]
+    TooManyExclusions(usize),
+}
+
+/// Whether redirection holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Exactly what the configuration asks for.
+    Intact,
+    /// Nothing of it is there.
+    Missing,
+    /// Something differs, said in words.
+    Altered(String),
+}
+
+/// Puts a pod's redirection in force, replacing what was there. Doing it again changes nothing.
+///
+/// Routes come first: alone they affect no packet, as nothing else sets the mark. `lo` must be up.
+///
+/// # Errors
+/// See [`RedirectError`]. After an error the rules are the old ones.
+pub fn install(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError> {
+    let exclusions = config.exclude_outbound.len()
+        + config.exclude_outbound_ports.len()
+        + config.exclude_inbound_ports.len();
+    if exclusions > MAX_EXCLUSIONS {
+        return Err(RedirectError::TooManyExclusions(exclusions));
+    }
+    let (mut routing, families) = routing(ns, config)?;
+    for family in families {
+        routing
+            .add_local_default(family, ROUTE_TABLE)
+            .and_then(|()| routing.add_rule(family, mark_rule(config)))
+            .map_err(RedirectError::Routes)?;
+    }
+    let program = rules::program(config);
+    let mut batch = Batch::new();
+    batch.replace_table(TABLE);
+    for set in &program.sets {
+        batch.add_set(TABLE, set);
+    }
+    for (chain, _) in &program.chains {
+        batch.add_chain(TABLE, chain);
+    }
+    for (chain, rules) in &program.chains {
+        for rule in rules {
+            batch.add_rule(TABLE, &chain.name, rule);
+        }
+    }
+    Ok(batch.commit(ns)?)
+}
+
+/// Takes a pod's redirection away; what is missing is ignored (C49).
+///
+/// # Errors
+/// See [`RedirectError`].
+pub fn remove(ns: &NetNs) -> Result<(), RedirectError> {
+    let mut batch = Batch::new();
+    batch.delete_table(TABLE).commit(ns)?;
+    // Both families, whatever was configured: IPv6 may have been switched off since.
+    let mut routing = ns.run(Routing::open).map_err(RedirectError::Routes)?;
+    for family in [Family::V4, Family::V6] {
+        routing
+            .delete_rule(family, mark_rule(&RedirectConfig::default()))
+            .and_then(|()| routing.delete_local_default(family, ROUTE_TABLE))
+            .map_err(RedirectError::Routes)?;
+    }
+    Ok(())
+}
+
+/// Compares what is in force with what should be, down to each expression of each rule.
+///
+/// # Errors
+/// When the kernel cannot be asked. That says nothing about the rules: ask again.
+pub fn verify(ns: &NetNs, config: &RedirectConfig) -> Result<Verdict, RedirectError> {
+    let program = rules::program(config);
+    let names: Vec<&str> = program.sets.iter().map(|s| s.name.as_str()).collect();
+    let installed = match read_table(ns, TABLE, &names) {
+        Ok(installed) => installed,
+        // A missing set looks the same as a missing table; only the latter has no chains either.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return match read_table(ns, TABLE, &[]) {
+                Ok(_) => Ok(Verdict::Altered("a set is missing".into())),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Verdict::Missing),
+                Err(error) => Err(RedirectError::Read(error)),
+            };
+        }
+        Err(error) => return Err(RedirectError::Read(error)),
+    };
+    let chains: Vec<_> = program.chains.iter().map(|(chain, _)| chain.clone()).collect();
+    if !installed.has_chains(&chains) {
+        return Ok(Verdict::Altered("the chains differ".into()));
+    }
+    for (chain, rules) in &program.chains {
+        if !installed.has_rules(&chain.name, rules) {
+            return Ok(Verdict::Altered(format!("the rules of chain {} differ", chain.name)));
+        }
+    }
+    for (index, set) in program.sets.iter().enumerate() {
+        if !installed.has_set(index, set) {
+            return Ok(Verdict::Altered(format!("the contents of set {} differ", set.name)));
+        }
+    }
+    verify_routes(ns, config)
+}
+
+fn verify_routes(ns: &NetNs, config: &RedirectConfig) -> Result<Verdict, RedirectError> {
+    let (mut routing, families) = routing(ns, config)?;
+    for family in families {
+        if !routing.has_rule(family, mark_rule(config)).map_err(RedirectError::Read)? {
+            return Ok(Verdict::Altered(format!("the {family:?} routing rule is missing")));
+        }
+        if !routing.has_local_default(family, ROUTE_TABLE).map_err(RedirectError::Read)? {
+            return Ok(Verdict::Altered(format!("the {family:?} route of table {ROUTE_TABLE} is missing")));
+        }
+    }
+    Ok(Verdict::Intact)
+}
+
+/// A routing socket of the namespace, and the families that need routes there: IPv6 only where it works (C46).
+fn routing(ns: &NetNs, config: &RedirectConfig) -> Result<(Routing, Vec<Family>), RedirectError> {
+    ns.run(|| {
+        let mut families = vec![Family::V4];
+        if config.ipv6 && ipv6_enabled() {
+            families.push(Family::V6);
+        }
+        Ok((Routing::open()?, families))
+    })
+    .map_err(RedirectError::Routes)
+}
+
+fn mark_rule(config: &RedirectConfig) -> MarkRule {
+    MarkRule {
+        preference: RULE_PREFERENCE,
+        mark: config.return_mark.value,
+        mask: config.return_mark.mask,
+        table: ROUTE_TABLE,
+    }
+}

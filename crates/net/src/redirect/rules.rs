@@ -1,0 +1,211 @@
+//! The rules themselves, as a value: pure, so that installing and verifying use the same.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::RedirectConfig;
+use crate::nft::{Chain, Cmp, HookPoint, HookType, Rule, Set, SetKey};
+
+/// Before conntrack (-200), which is when a zone can still be chosen.
+const RAW: i32 = -300;
+/// After conntrack, before NAT: the place of mark rules.
+const MANGLE: i32 = -150;
+/// Where destination NAT happens, in prerouting and in output.
+const NAT: i32 = -100;
+
+const DNS: u16 = 53;
+/// Conntrack zone of the proxy's own DNS queries (C38).
+const PROXY_DNS_ZONE: u16 = 1;
+
+const OUTBOUND_V4: &str = "exclude_outbound_v4";
+const OUTBOUND_V6: &str = "exclude_outbound_v6";
+const OUTBOUND_PORTS: &str = "exclude_outbound_ports";
+const INBOUND_PORTS: &str = "exclude_inbound_ports";
+
+/// All that goes into the table.
+pub(super) struct Program {
+    pub sets: Vec<Set>,
+    pub chains: Vec<(Chain, Vec<Rule>)>,
+}
+
+pub(super) fn program(config: &RedirectConfig) -> Program {
+    use HookPoint::{Output, Prerouting};
+    let mut chains = vec![
+        (Chain::base("mangle_prerouting", HookType::Filter, Prerouting, MANGLE), mangle_prerouting(config)),
+        // Type route: a mark set here makes the kernel look for a route again, now by that mark.
+        (Chain::base("mangle_output", HookType::Route, Output, MANGLE), mangle_output(config)),
+        (Chain::base("nat_prerouting", HookType::Nat, Prerouting, NAT), nat_prerouting(config)),
+        (Chain::base("nat_output", HookType::Nat, Output, NAT), nat_output(config)),
+    ];
+    if config.dns_port.is_some() {
+        chains
+            .push((Chain::base("raw_prerouting", HookType::Filter, Prerouting, RAW), raw_prerouting(config)));
+        chains.push((Chain::base("raw_output", HookType::Filter, Output, RAW), raw_output(config)));
+    }
+    if !config.ipv6 {
+        for (_, rules) in &mut chains {
+            rules.insert(0, Rule::new("IPv6 is not redirected").ipv6().accept());
+        }
+    }
+    Program { sets: sets(config), chains }
+}
+
+fn sets(config: &RedirectConfig) -> Vec<Set> {
+    let set = |name: &str, key| Set { name: name.to_owned(), key };
+    let mut sets = Vec::new();
+    if excludes(config, false) {
+        sets.push(set(OUTBOUND_V4, SetKey::Ipv4(config.exclude_outbound.clone())));
+    }
+    if excludes(config, true) {
+        sets.push(set(OUTBOUND_V6, SetKey::Ipv6(config.exclude_outbound.clone())));
+    }
+    if !config.exclude_outbound_ports.is_empty() {
+        sets.push(set(OUTBOUND_PORTS, SetKey::Ports(config.exclude_outbound_ports.clone())));
+    }
+    if !config.exclude_inbound_ports.is_empty() {
+        sets.push(set(INBOUND_PORTS, SetKey::Ports(config.exclude_inbound_ports.clone())));
+    }
+    sets
+}
+
+fn excludes(config: &RedirectConfig, v6: bool) -> bool {
+    config.exclude_outbound.iter().any(|net| net.addr().is_ipv6() == v6)
+}
+
+/// C35: what the proxy sends to the application marks the connection for the way back.
+fn mangle_prerouting(config: &RedirectConfig) -> Vec<Rule> {
+    let (proxy, back) = (config.proxy_mark, config.return_mark);
+    vec![
+        Rule::new("remember connections of the proxy")
+            .mark(Cmp::Eq, proxy.value, proxy.mask)
+            .set_ct_mark(back.value, back.mask),
+    ]
+}
+
+/// C35: the application's replies on such a connection take the mark that leads to table 100.
+fn mangle_output(config: &RedirectConfig) -> Vec<Rule> {
+    let back = config.return_mark;
+    vec![
+        Rule::new("replies to the proxy's connections stay here")
+            .ct_mark(Cmp::Eq, back.value, back.mask)
+            .restore_mark(),
+    ]
+}
+
+/// C36, in its order.
+fn nat_prerouting(config: &RedirectConfig) -> Vec<Rule> {
+    let proxy = config.proxy_mark;
+    let mut rules = loopback_passes();
+    if config.bypass_inbound {
+        return rules;
+    }
+    for source in probes(config) {
+        rules.push(Rule::new("probes pass").tcp().source(source).accept());
+    }
+    if !config.exclude_inbound_ports.is_empty() {
+        rules.push(Rule::new("excluded inbound ports pass").tcp().dport_in(INBOUND_PORTS).accept());
+    }
+    rules.push(
+        Rule::new("inbound to the proxy")
+            .tcp()
+            .dport_cmp(Cmp::Ne, config.hbone_port)
+            .mark(Cmp::Ne, proxy.value, proxy.mask)
+            .redirect(config.inbound_port),
+    );
+    rules
+}
+
+/// C37, in its order.
+fn nat_output(config: &RedirectConfig) -> Vec<Rule> {
+    let (proxy, back) = (config.proxy_mark, config.return_mark);
+    let mut rules = loopback_passes();
+    if !config.bypass_inbound {
+        for source in probes(config) {
+            rules.push(Rule::new("answers to probes pass").tcp().destination(source).accept());
+        }
+    }
+    if let Some(port) = config.dns_port {
+        // A resolver in the pod itself, reached over lo, is left alone for UDP.
+        rules.push(
+            Rule::new("DNS over UDP to the proxy")
+                .udp()
+                .oifname(Cmp::Ne, "lo")
+                .dport(DNS)
+                .mark(Cmp::Ne, proxy.value, proxy.mask)
+                .redirect(port),
+        );
+        rules.push(
+            Rule::new("DNS over TCP to the proxy")
+                .tcp()
+                .dport(DNS)
+                .mark(Cmp::Ne, proxy.value, proxy.mask)
+                .redirect(port),
+        );
+    }
+    rules.push(
+        Rule::new("replies to the proxy's connections pass")
+            .tcp()
+            .mark(Cmp::Eq, back.value, back.mask)
+            .accept(),
+    );
+    // C43: the pod's own address is reached over lo; a Service address of its own is not, and is captured.
+    rules.push(Rule::new("self calls pass").oifname(Cmp::Eq, "lo").accept());
+    for (v6, set) in [(false, OUTBOUND_V4), (true, OUTBOUND_V6)] {
+        if excludes(config, v6) {
+            rules.push(Rule::new("excluded destinations pass").tcp().destination_in(set, v6).accept());
+        }
+    }
+    if !config.exclude_outbound_ports.is_empty() {
+        rules.push(Rule::new("excluded outbound ports pass").tcp().dport_in(OUTBOUND_PORTS).accept());
+    }
+    rules.push(
+        Rule::new("outbound to the proxy")
+            .tcp()
+            .mark(Cmp::Ne, proxy.value, proxy.mask)
+            .redirect(config.outbound_port),
+    );
+    rules
+}
+
+/// C38. A program's query and the proxy's query for it can have the same addresses and ports. In one zone conntrack would
+/// take them for one connection, and hand the proxy's answer to the program or back to the proxy's listener.
+fn raw_prerouting(config: &RedirectConfig) -> Vec<Rule> {
+    let proxy = config.proxy_mark;
+    vec![
+        Rule::new("answers to the proxy's own DNS")
+            .udp()
+            .sport(Cmp::Eq, DNS)
+            .mark(Cmp::Ne, proxy.value, proxy.mask)
+            .set_ct_zone(PROXY_DNS_ZONE),
+    ]
+}
+
+/// C38, the other half.
+fn raw_output(config: &RedirectConfig) -> Vec<Rule> {
+    let proxy = config.proxy_mark;
+    vec![
+        Rule::new("the proxy's own DNS")
+            .udp()
+            .dport(DNS)
+            .mark(Cmp::Eq, proxy.value, proxy.mask)
+            .set_ct_zone(PROXY_DNS_ZONE),
+    ]
+}
+
+/// C44, and all of 127.0.0.0/8 where ambient names only 127.0.0.1: stub resolvers sit on 127.0.0.53.
+fn loopback_passes() -> Vec<Rule> {
+    vec![
+        Rule::new("loopback passes")
+            .destination(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8))
+            .accept(),
+        Rule::new("loopback passes").destination(IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST))).accept(),
+    ]
+}
+
+/// Where probes come from, as host networks.
+fn probes(config: &RedirectConfig) -> impl Iterator<Item = IpNet> {
+    let v4 = config.probe_source.map(|ip| IpNet::from(IpAddr::V4(ip)));
+    let v6 = config.probe_source_v6.map(|ip| IpNet::from(IpAddr::V6(ip)));
+    v4.into_iter().chain(v6)
+}

@@ -1,0 +1,84 @@
+//! Listening sockets.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{set_mark, set_transparent};
+
+/// How to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// Packet mark of the socket, inherited by what it accepts. The proxy's own is 0x539 (C40, Z115).
+    pub mark: Option<u32>,
+    /// Accept connections to addresses that are not of this namespace. Needs `CAP_NET_ADMIN`.
+    pub transparent: bool,
+    /// Share the port with another process of the same user, for rolling updates (Z10).
+    pub reuse_port: bool,
+    /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`, 4096 by default.
+    pub backlog: i32,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { mark: None, transparent: false, reuse_port: false, backlog: 1024 }
+    }
+}
+
+/// Listens on one address: nonblocking, close-on-exec, `SO_REUSEADDR`. `[::]` takes IPv4 too.
+///
+/// # Errors
+/// The usual ones of binding; `EAFNOSUPPORT` or `EADDRNOTAVAIL` for IPv6 where there is none.
+pub fn listen_tcp(addr: SocketAddr, options: &ListenOptions) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if let SocketAddr::V6(v6) = addr {
+        socket.set_only_v6(!v6.ip().is_unspecified())?;
+    }
+    if let Some(mark) = options.mark {
+        set_mark(&socket, mark)?;
+    }
+    if options.transparent {
+        set_transparent(socket.as_fd(), addr.is_ipv6())?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(options.backlog)?;
+    Ok(socket.into())
+}
+
+/// Listens on a port of every address: `[::]` for both families, or `0.0.0.0` where there is no IPv6 (Z116).
+///
+/// # Errors
+/// As [`listen_tcp`]. A port that is taken on `[::]` is an error, not a reason to fall back.
+pub fn listen_tcp_any(port: u16, options: &ListenOptions) -> io::Result<TcpListener> {
+    match listen_tcp((Ipv6Addr::UNSPECIFIED, port).into(), options) {
+        Err(error) if no_ipv6(&error) => listen_tcp((Ipv4Addr::UNSPECIFIED, port).into(), options),
+        outcome => outcome,
+    }
+}
+
+/// Binds a UDP socket: nonblocking, close-on-exec. A socket on `[::]` is IPv6 only.
+///
+/// # Errors
+/// The usual ones of binding.
+pub fn bind_udp(addr: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if let Some(mark) = mark {
+        set_mark(&socket, mark)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// The kernel has no IPv6 at all, or it is disabled in this namespace.
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
