@@ -1,0 +1,144 @@
+//! What a connection's driver, its streams and its pool share.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::{LostCause, StreamError};
+
+/// Shared state of one connection. Counters only; the streams themselves belong to `h2`.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Streams held here: requests in progress and tunnels not yet dropped.
+    streams: AtomicUsize,
+    /// Streams waiting for window or buffer right now.
+    waiting: AtomicUsize,
+    /// When a stream last got capacity or began to wait as the first, in milliseconds since `born`.
+    last_progress: AtomicU64,
+    born: Instant,
+    lost: OnceLock<LostCause>,
+    /// Told when the last stream ends.
+    pub(crate) idle: Notify,
+}
+
+/// One stream's place on its connection, given back on drop.
+#[derive(Debug)]
+pub(crate) struct StreamGuard {
+    link: Arc<Link>,
+}
+
+/// A stream's wait for capacity, counted while it lives.
+#[derive(Debug, Default)]
+pub(crate) struct WaitMark {
+    waiting: bool,
+}
+
+impl Link {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            streams: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            last_progress: AtomicU64::new(0),
+            born: Instant::now(),
+            lost: OnceLock::new(),
+            idle: Notify::new(),
+        })
+    }
+
+    /// Takes a place if fewer than `limit` are taken.
+    pub(crate) fn reserve(self: &Arc<Self>, limit: usize) -> Option<StreamGuard> {
+        self.streams
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1))
+            .ok()
+            .map(|_| StreamGuard { link: self.clone() })
+    }
+
+    pub(crate) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Acquire)
+    }
+
+    /// Records why the connection ended; the first cause stays.
+    pub(crate) fn set_lost(&self, cause: LostCause) {
+        let _ = self.lost.set(cause);
+    }
+
+    pub(crate) fn lost(&self) -> Option<LostCause> {
+        self.lost.get().copied()
+    }
+
+    /// The stream error that an `h2` error means on this connection.
+    pub(crate) fn stream_error(&self, error: &h2::Error) -> StreamError {
+        if let Some(cause) = self.lost() {
+            return StreamError::ConnectionLost { cause };
+        }
+        match error.reason() {
+            Some(reason) if error.is_reset() => StreamError::Reset(reason),
+            _ => StreamError::ConnectionLost { cause: LostCause::of(error) },
+        }
+    }
+
+    /// True if streams wait for capacity and none got any for `grace`: the sign that the connection's window, rather than
+    /// one stream's, is used up, since another stream of this connection would otherwise still make progress. A single
+    /// stalled stream with no other traffic looks the same and is treated the same.
+    pub(crate) fn is_stalled(&self, grace: Duration) -> bool {
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let idle = self.now_ms().saturating_sub(self.last_progress.load(Ordering::Acquire));
+        u128::from(idle) >= grace.as_millis()
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn progress(&self) {
+        self.last_progress.store(self.now_ms(), Ordering::Release);
+    }
+}
+
+impl StreamGuard {
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        if self.link.streams.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.link.idle.notify_one();
+        }
+    }
+}
+
+impl WaitMark {
+    /// The stream found no capacity.
+    pub(crate) fn wait(&mut self, link: &Link) {
+        if !self.waiting {
+            self.waiting = true;
+            if link.waiting.fetch_add(1, Ordering::AcqRel) == 0 {
+                link.progress();
+            }
+        }
+    }
+
+    /// The stream got capacity.
+    pub(crate) fn granted(&mut self, link: &Link) {
+        self.stop(link);
+        // Nobody reads the time of progress while nobody waits: save the clock read.
+        if link.waiting.load(Ordering::Acquire) > 0 {
+            link.progress();
+        }
+    }
+
+    /// The stream no longer waits.
+    pub(crate) fn stop(&mut self, link: &Link) {
+        if std::mem::take(&mut self.waiting) {
+            link.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
