@@ -76,6 +76,13 @@ impl Identity {
     pub fn principal(&self) -> String {
         format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
     }
+
+    /// Lets equal texts become one shared text; the texts themselves must stay what they are.
+    pub(crate) fn for_each_part(&mut self, mut share: impl FnMut(&mut Str)) {
+        [&mut self.trust_domain, &mut self.namespace, &mut self.service_account]
+            .into_iter()
+            .for_each(&mut share);
+    }
 }
 
 impl fmt::Display for Identity {

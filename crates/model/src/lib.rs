@@ -6,6 +6,7 @@
 pub mod address;
 pub mod authorize;
 pub mod balance;
+pub mod dns;
 pub mod identity;
 pub mod outcome;
 pub mod policy;

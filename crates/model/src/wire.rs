@@ -1,1 +1,0 @@
-//! Messages of the workload API to the model's types and back.
