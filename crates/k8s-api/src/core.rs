@@ -56,11 +56,27 @@ pub struct PodSpec {
     /// Subdomain of the host's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
+    /// What follows the end of a container.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// Seconds between being asked to end and being killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_grace_period_seconds: Option<u32>,
     /// At least one.
     pub containers: Vec<Container>,
     /// Read only to count them: without Kubernetes nobody runs them, and whoever starts the pod says so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init_containers: Vec<Container>,
+}
+
+/// What follows the end of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum RestartPolicy {
+    #[default]
+    Always,
+    OnFailure,
+    Never,
 }
 
 /// A container of a pod.
@@ -95,14 +111,35 @@ pub struct Container {
     pub liveness_probe: Option<Probe>,
 }
 
-/// One variable. `valueFrom` is not resolved: `value` is then `None` and the variable is not set.
+/// One variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     /// Its name.
     pub name: String,
     /// Its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
+    /// Where its value comes from instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<EnvVarSource>,
+}
+
+/// Source of a variable's value. Only the pod's own fields: config maps and secrets are not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVarSource {
+    /// A field of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_ref: Option<FieldRef>,
+}
+
+/// A field of the pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldRef {
+    /// Such as `metadata.name` or `status.podIP`.
+    pub field_path: String,
 }
 
 /// A declared port of a container.
@@ -132,7 +169,7 @@ pub enum Protocol {
     Sctp,
 }
 
-/// A probe, as far as its port.
+/// A probe. Absent timings have Kubernetes' defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
@@ -142,6 +179,18 @@ pub struct Probe {
     /// Asks by HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_get: Option<HttpGetAction>,
+    /// Seconds before the first; 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_delay_seconds: Option<u32>,
+    /// Seconds between two; 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period_seconds: Option<u32>,
+    /// Seconds for an answer; 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+    /// Failures in a row that count; 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_threshold: Option<u32>,
 }
 
 /// A probe that connects.

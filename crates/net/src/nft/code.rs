@@ -154,3 +154,9 @@ pub(crate) const fn verdict(verdict: &Verdict) -> u32 {
     };
     code.cast_unsigned()
 }
+
+// reject
+pub(crate) const REJECT_TYPE: u16 = 1;
+pub(crate) const REJECT_ICMP_CODE: u16 = 2;
+pub(crate) const REJECT_ICMPX_UNREACH: u32 = 2;
+pub(crate) const REJECT_ICMPX_PORT_UNREACH: u8 = 1;

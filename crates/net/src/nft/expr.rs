@@ -419,6 +419,16 @@ impl Rule {
         self.push("masq", |_| {})
     }
 
+    /// Answers with "port unreachable", which a client sees as a refused connection. Only in filter chains of input, forward
+    /// and output.
+    #[must_use]
+    pub fn reject(self) -> Self {
+        self.push("reject", |a| {
+            a.put_be(code::REJECT_TYPE, code::REJECT_ICMPX_UNREACH)
+                .put(code::REJECT_ICMP_CODE, &[code::REJECT_ICMPX_PORT_UNREACH]);
+        })
+    }
+
     /// Ends the rule with a verdict.
     #[must_use]
     pub fn verdict(self, verdict: Verdict) -> Self {
