@@ -69,8 +69,12 @@ func exchange(tunnel net.Conn, payload string, size int64) error {
 	}
 	sent := sha256.New()
 	written := make(chan error, 1)
+	halfCloser, halfCloses := tunnel.(interface{ CloseWrite() error })
 	go func() {
 		_, err := io.Copy(tunnel, io.TeeReader(source, sent))
+		if err == nil && halfCloses {
+			err = halfCloser.CloseWrite()
+		}
 		written <- err
 	}()
 	received := sha256.New()
@@ -82,14 +86,46 @@ func exchange(tunnel net.Conn, payload string, size int64) error {
 	if err := <-written; err != nil {
 		return fmt.Errorf("sending: %w", err)
 	}
+	// An echo ends when its input does: the end has to come back as an end, through a tunnel as without one.
+	if halfCloses {
+		if extra, err := io.Copy(io.Discard, tunnel); extra != 0 || err != nil {
+			return fmt.Errorf("after the last byte came %d more, error %v", extra, err)
+		}
+	}
 	if !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
 		return errors.New("what came back is not what was sent")
 	}
-	echoed := fields{"bytes": count, "sha256": hex.EncodeToString(received.Sum(nil))}
+	echoed := fields{"bytes": count, "sha256": hex.EncodeToString(received.Sum(nil)), "halfClosed": halfCloses}
 	if size == 0 {
 		echoed["payload"] = head.String()
 	}
 	emit("echo", echoed)
+	return nil
+}
+
+func runDial(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("dial", flag.ContinueOnError)
+	target := flags.String("target", "", "address to connect to, host:port")
+	payload := flags.String("payload", "hello through the tunnel\n", "what to send")
+	size := flags.Int64("bytes", 0, "send this many bytes of a pattern instead, and compare hashes")
+	count := flags.Int("count", 1, "connections to open, one after another")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if err := required(flags, "target"); err != nil {
+		return err
+	}
+	dialer := net.Dialer{Timeout: 10 * time.Second}
+	for range *count {
+		connection, err := dialer.DialContext(ctx, "tcp", *target)
+		if err != nil {
+			return err
+		}
+		emit("connected", fields{"target": *target, "local": connection.LocalAddr().String()})
+		if err := exchange(connection, *payload, *size); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

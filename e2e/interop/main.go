@@ -35,6 +35,7 @@ var commands = map[string]command{
 	"ca-client":    {"ask a certificate authority for one identity", runCAClient},
 	"hbone-dial":   {"tunnel a payload through an HBONE server", runHBONEDial},
 	"hbone-serve":  {"serve HBONE and forward what arrives", runHBONEServe},
+	"dial":         {"send a payload over plain TCP, as an unmodified program does", runDial},
 	"echo":         {"serve TCP echo", runEcho},
 }
 
