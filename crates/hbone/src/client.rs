@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -64,6 +65,18 @@ impl Client {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        Self::handshake_counted(io, config, None).await
+    }
+
+    /// As [`Self::handshake`], counting the connection's streams into `total` too.
+    pub(crate) async fn handshake_counted<IO>(
+        io: IO,
+        config: &ClientConfig,
+        total: Option<Arc<AtomicUsize>>,
+    ) -> Result<(ClientHandle, Driver<IO>), HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let windows = &config.windows;
         let mut builder = h2::client::Builder::new();
         builder
@@ -79,7 +92,7 @@ impl Client {
             .map_err(|_| HandshakeError::Timeout(config.handshake_timeout))?
             .map_err(|error| HandshakeError::Lost(LostCause::of(&error)))?;
         let keepalive = Keepalive::new(config.keepalive, h2.ping_pong());
-        let link = Link::new();
+        let link = Link::new(total);
         let handle = ClientHandle {
             h2: send,
             link: link.clone(),
@@ -170,10 +183,9 @@ impl ClientHandle {
     fn unanswered(&self, error: &h2::Error) -> ConnectError {
         match self.link.stream_error(error) {
             StreamError::Reset(reason) => ConnectError::Reset(reason),
-            StreamError::ConnectionLost { cause } => ConnectError::ConnectionLost {
-                cause,
-                unprocessed: error.is_go_away() && error.is_remote(),
-            },
+            StreamError::ConnectionLost { cause } => {
+                ConnectError::ConnectionLost { cause, unprocessed: error.is_go_away() && error.is_remote() }
+            }
             StreamError::Finished => unreachable!("an h2 error is a reset or the loss of the connection"),
         }
     }
@@ -205,8 +217,7 @@ fn http_request(request: TunnelRequest) -> Result<Request<()>, ConnectError> {
     let TunnelRequest { authority, headers } = request;
     let parsed = Authority::from_maybe_shared(Bytes::from(authority.clone()))
         .map_err(|_| ConnectError::BadAuthority(authority.clone()))?;
-    let uri =
-        Uri::builder().authority(parsed).build().map_err(|_| ConnectError::BadAuthority(authority))?;
+    let uri = Uri::builder().authority(parsed).build().map_err(|_| ConnectError::BadAuthority(authority))?;
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = uri;

@@ -17,13 +17,13 @@
 
 pub mod client;
 pub mod config;
-//pub mod copy;
+pub mod copy;
 pub mod error;
 pub mod headers;
 pub mod io;
 mod keepalive;
 mod link;
-//pub mod pool;
+pub mod pool;
 pub mod server;
 pub mod stream;
 
@@ -31,6 +31,6 @@ pub use client::{Client, ClientHandle, TunnelRequest};
 pub use config::{ClientConfig, Keepalive, ServerConfig, Windows};
 pub use error::{ConnectError, HandshakeError, LostCause, StreamError};
 pub use h2::Reason;
-//pub use pool::{ConnectionFacts, Pool, PoolConfig};
+pub use pool::{ConnectionFacts, Pool, PoolConfig};
 pub use server::{Incoming, Server, ServerConnection};
 pub use stream::{TunnelRecv, TunnelSend, TunnelStream};

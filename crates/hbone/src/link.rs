@@ -21,8 +21,12 @@ pub(crate) struct Link {
     last_progress: AtomicU64,
     born: Instant,
     lost: OnceLock<LostCause>,
+    /// When the last stream ended, in milliseconds since `born`.
+    idle_since: AtomicU64,
     /// Told when the last stream ends.
     pub(crate) idle: Notify,
+    /// Streams of all connections of one pool.
+    total: Option<Arc<AtomicUsize>>,
 }
 
 /// One stream's place on its connection, given back on drop.
@@ -38,14 +42,16 @@ pub(crate) struct WaitMark {
 }
 
 impl Link {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(total: Option<Arc<AtomicUsize>>) -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             born: Instant::now(),
             lost: OnceLock::new(),
+            idle_since: AtomicU64::new(0),
             idle: Notify::new(),
+            total,
         })
     }
 
@@ -53,8 +59,16 @@ impl Link {
     pub(crate) fn reserve(self: &Arc<Self>, limit: usize) -> Option<StreamGuard> {
         self.streams
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1))
-            .ok()
-            .map(|_| StreamGuard { link: self.clone() })
+            .ok()?;
+        if let Some(total) = &self.total {
+            total.fetch_add(1, Ordering::AcqRel);
+        }
+        Some(StreamGuard { link: self.clone() })
+    }
+
+    /// When the last stream ended, or the connection began if there was none.
+    pub(crate) fn idle_since(&self) -> Instant {
+        self.born + Duration::from_millis(self.idle_since.load(Ordering::Acquire))
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -109,7 +123,11 @@ impl StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
+        if let Some(total) = &self.link.total {
+            total.fetch_sub(1, Ordering::AcqRel);
+        }
         if self.link.streams.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.link.idle_since.store(self.link.now_ms(), Ordering::Release);
             self.link.idle.notify_one();
         }
     }

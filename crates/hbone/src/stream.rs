@@ -176,11 +176,7 @@ impl TunnelSend {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn poll_capacity(
-        &mut self,
-        cx: &mut Context<'_>,
-        want: usize,
-    ) -> Poll<Result<usize, StreamError>> {
+    pub fn poll_capacity(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, StreamError>> {
         self.check_open()?;
         self.inner.reserve_capacity(want);
         loop {

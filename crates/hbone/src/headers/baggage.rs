@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn skips_what_it_does_not_know() {
-        let parsed = Baggage::parse(b" a=b, service.name = x%20y ;p=1,,=,k8s.evil.name=z,service.version=%0a,%");
+        let parsed =
+            Baggage::parse(b" a=b, service.name = x%20y ;p=1,,=,k8s.evil.name=z,service.version=%0a,%");
         assert_eq!(parsed, Baggage { service: "x y".into(), ..Baggage::default() });
     }
 

@@ -108,8 +108,10 @@ mod tests {
 
     #[test]
     fn writes_what_it_reads() {
-        let forwarded =
-            Forwarded { client: "10.0.0.1:4000".parse().ok(), host: Some("cart.shop.svc.cluster.local".into()) };
+        let forwarded = Forwarded {
+            client: "10.0.0.1:4000".parse().ok(),
+            host: Some("cart.shop.svc.cluster.local".into()),
+        };
         let value = forwarded.encode().unwrap();
         assert_eq!(value.to_str().unwrap(), "for=\"10.0.0.1:4000\";host=cart.shop.svc.cluster.local");
         assert_eq!(Forwarded::parse(value.as_bytes()), forwarded);
@@ -120,7 +122,10 @@ mod tests {
         let parse = |text: &str| Forwarded::parse(text.as_bytes());
         assert_eq!(parse("For=\"[fd00::1]:80\"; proto=http").client, "[fd00::1]:80".parse().ok());
         assert_eq!(parse("for=192.0.2.43, for=\"x\"").client, "192.0.2.43:0".parse().ok());
-        assert_eq!(parse("for=\"_hidden\";host=\"a\\b:8\""), Forwarded { client: None, host: Some("ab:8".into()) });
+        assert_eq!(
+            parse("for=\"_hidden\";host=\"a\\b:8\""),
+            Forwarded { client: None, host: Some("ab:8".into()) }
+        );
         assert_eq!(parse("for=\"a"), Forwarded::default());
     }
 
