@@ -89,6 +89,17 @@ pub(crate) fn bind_packet(fd: BorrowedFd<'_>, ifindex: i32) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives a netlink socket its port number, which the kernel chooses.
+pub(crate) fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: sockaddr_nl is plain old data; zero is a valid value of each field.
+    let mut addr: libc::sockaddr_nl = unsafe { MaybeUninit::zeroed().assume_init() };
+    addr.nl_family = libc::AF_NETLINK as u16;
+    let len = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the pointer and length describe `addr`, which outlives the call.
+    let rc = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&addr).cast(), len) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Receives one datagram; returns its real length, which may exceed the buffer's.
 pub(crate) fn recv_trunc(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and length describe `buf`; the kernel writes at most that many bytes.

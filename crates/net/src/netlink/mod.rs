@@ -153,6 +153,8 @@ impl NetlinkSocket {
             sys::set_option(inner.as_fd(), libc::SOL_SOCKET, option, &SOCKET_BUFFER)?;
         }
         inner.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        // Without a port of its own a socket gets answers, but no multicast.
+        sys::bind_netlink(inner.as_fd())?;
         Ok(Self { inner, seq: 0 })
     }
 

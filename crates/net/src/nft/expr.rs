@@ -12,7 +12,7 @@ use crate::netlink::attr::Attrs;
 
 /// A field of a packet that `meta` can load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meta {
+pub(crate) enum Meta {
     /// Packet mark.
     Mark,
     /// Name of the interface the packet came in by.
@@ -29,7 +29,7 @@ pub enum Meta {
 
 /// A property of a tracked connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ct {
+pub(crate) enum Ct {
     /// New, established and so on, as a bit set: see [`Rule::ct_state`].
     State,
     /// The packet's direction: 0 original, 1 reply.
@@ -357,6 +357,17 @@ impl Rule {
     #[must_use]
     pub fn set_ct_zone(self, zone: u16) -> Self {
         self.immediate(code::REG_1, &zone.to_ne_bytes()).store_ct(Ct::Zone)
+    }
+
+    /// Puts only the original direction of the connection to be tracked into a zone; replies are looked for in the default
+    /// one. Only in a chain of priority below -200.
+    #[must_use]
+    pub fn set_ct_original_zone(self, zone: u16) -> Self {
+        self.immediate(code::REG_1, &zone.to_ne_bytes()).push("ct", |a| {
+            a.put_be(code::CT_SREG, code::REG_1)
+                .put_be(code::CT_KEY, code::ct(Ct::Zone))
+                .put(code::CT_DIRECTION, &[code::CT_ORIGINAL]);
+        })
     }
 
     fn store_ct(self, key: Ct) -> Self {

@@ -17,6 +17,8 @@ const NAT: i32 = -100;
 const DNS: u16 = 53;
 /// Conntrack zone of the proxy's own DNS queries (C38).
 const PROXY_DNS_ZONE: u16 = 1;
+/// Conntrack zone, in the original direction, of what the proxy says to the application.
+const PROXY_DIAL_ZONE: u16 = 2;
 
 const OUTBOUND_V4: &str = "exclude_outbound_v4";
 const OUTBOUND_V6: &str = "exclude_outbound_v6";
@@ -37,11 +39,11 @@ pub(super) fn program(config: &RedirectConfig) -> Program {
         (Chain::base("mangle_output", HookType::Route, Output, MANGLE), mangle_output(config)),
         (Chain::base("nat_prerouting", HookType::Nat, Prerouting, NAT), nat_prerouting(config)),
         (Chain::base("nat_output", HookType::Nat, Output, NAT), nat_output(config)),
+        (Chain::base("raw_output", HookType::Filter, Output, RAW), raw_output(config)),
     ];
     if config.dns_port.is_some() {
         chains
             .push((Chain::base("raw_prerouting", HookType::Filter, Prerouting, RAW), raw_prerouting(config)));
-        chains.push((Chain::base("raw_output", HookType::Filter, Output, RAW), raw_output(config)));
     }
     if !config.ipv6 {
         for (_, rules) in &mut chains {
@@ -181,16 +183,31 @@ fn raw_prerouting(config: &RedirectConfig) -> Vec<Rule> {
     ]
 }
 
-/// C38, the other half.
+/// C38, the other half, and a zone for dials with the client's address.
+///
+/// Such a dial may use the very port of a client's connection that was redirected to the proxy: the kernel picks a port
+/// without knowing of that one. Conntrack would take the two for one connection, redirect the dial back to the proxy and
+/// send the client's replies to loopback. So what the proxy says over `lo` is in a zone of its own; only in its original
+/// direction, as the application's replies cannot be told apart before conntrack has found the connection.
 fn raw_output(config: &RedirectConfig) -> Vec<Rule> {
     let proxy = config.proxy_mark;
-    vec![
-        Rule::new("the proxy's own DNS")
-            .udp()
-            .dport(DNS)
+    let mut rules = vec![
+        Rule::new("the proxy's dials to the application")
+            .tcp()
+            .oifname(Cmp::Eq, "lo")
             .mark(Cmp::Eq, proxy.value, proxy.mask)
-            .set_ct_zone(PROXY_DNS_ZONE),
-    ]
+            .set_ct_original_zone(PROXY_DIAL_ZONE),
+    ];
+    if config.dns_port.is_some() {
+        rules.push(
+            Rule::new("the proxy's own DNS")
+                .udp()
+                .dport(DNS)
+                .mark(Cmp::Eq, proxy.value, proxy.mask)
+                .set_ct_zone(PROXY_DNS_ZONE),
+        );
+    }
+    rules
 }
 
 /// C44, and all of 127.0.0.0/8 where ambient names only 127.0.0.1: stub resolvers sit on 127.0.0.53.
