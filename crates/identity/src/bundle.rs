@@ -91,10 +91,11 @@ impl TrustBundle {
             return Err(BundleError::Empty);
         }
         let store = Arc::new(store);
-        let client_chain = WebPkiClientVerifier::builder_with_provider(store.clone(), tls::provider().clone())
-            .clear_root_hint_subjects()
-            .build()
-            .expect("a verifier without revocation lists needs one root, and there is one");
+        let client_chain =
+            WebPkiClientVerifier::builder_with_provider(store.clone(), tls::provider().clone())
+                .clear_root_hint_subjects()
+                .build()
+                .expect("a verifier without revocation lists needs one root, and there is one");
         Ok(Self { roots: kept, store, client_chain })
     }
 

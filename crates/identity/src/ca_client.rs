@@ -84,7 +84,12 @@ impl GrpcCaClient {
         Self { client, token, cluster_id }
     }
 
-    async fn create(&self, csr: &str, identity: &Identity, lifetime: Duration) -> Result<SignedChain, CaError> {
+    async fn create(
+        &self,
+        csr: &str,
+        identity: &Identity,
+        lifetime: Duration,
+    ) -> Result<SignedChain, CaError> {
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr.to_owned(),
             validity_duration: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),

@@ -150,7 +150,14 @@ impl WorkloadCertificate {
         now: SystemTime,
     ) -> Result<Self, ChainError> {
         let (chain, roots) = split(elements)?;
-        Self::assemble(asked, request.key().clone(), chain, Arc::new(TrustBundle::from_pem(roots)?), generation, now)
+        Self::assemble(
+            asked,
+            request.key().clone(),
+            chain,
+            Arc::new(TrustBundle::from_pem(roots)?),
+            generation,
+            now,
+        )
     }
 
     /// Joins parts that are at hand already; every check of [`WorkloadCertificate::from_answer`] applies.
@@ -170,7 +177,10 @@ impl WorkloadCertificate {
         }
         let leaf = leaf_facts(&chain[0])?;
         if leaf.identity != *asked {
-            return Err(ChainError::Identity { got: Box::new(leaf.identity), asked: Box::new(asked.clone()) });
+            return Err(ChainError::Identity {
+                got: Box::new(leaf.identity),
+                asked: Box::new(asked.clone()),
+            });
         }
         if leaf.not_after <= now {
             return Err(ChainError::Expired);
@@ -183,7 +193,11 @@ impl WorkloadCertificate {
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         roots
             .client_chain()
-            .verify_client_cert(&chain[0], &chain[1..], rustls_pki_types::UnixTime::since_unix_epoch(since_epoch))
+            .verify_client_cert(
+                &chain[0],
+                &chain[1..],
+                rustls_pki_types::UnixTime::since_unix_epoch(since_epoch),
+            )
             .map_err(|error| ChainError::Unrooted(error.to_string()))?;
         let certified = Arc::new(CertifiedKey::new(chain, key));
         certified.keys_match().map_err(|_| ChainError::Key)?;

@@ -36,7 +36,9 @@ fn the_last_element_may_hold_several_roots() {
 fn an_answer_that_is_not_what_was_asked_for_is_refused() {
     let (ca, request) = (TestCa::new("root"), CertificateRequest::new(&id(A)).unwrap());
     let now = SystemTime::now();
-    let judge = |elements: &[String], at| WorkloadCertificate::from_answer(&id(A), &request, elements, 1, at).unwrap_err();
+    let judge = |elements: &[String], at| {
+        WorkloadCertificate::from_answer(&id(A), &request, elements, 1, at).unwrap_err()
+    };
 
     let somebody = ca.answer(request.pem(), &leaf_params("spiffe://cluster.local/ns/a/sa/c"));
     assert!(matches!(judge(&somebody, now), ChainError::Identity { .. }));

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use culvert_model::identity::Identity;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -98,7 +98,8 @@ impl TestCa {
     pub(crate) fn issue(&self, identity: &str) -> WorkloadCertificate {
         let leaf = self.leaf(&leaf_params(identity));
         let key = leaf.signing_key();
-        WorkloadCertificate::assemble(&id(identity), key, vec![leaf.der], self.bundle(), 1, SystemTime::now()).unwrap()
+        WorkloadCertificate::assemble(&id(identity), key, vec![leaf.der], self.bundle(), 1, SystemTime::now())
+            .unwrap()
     }
 }
 

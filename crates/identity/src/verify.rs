@@ -11,7 +11,8 @@ use rustls::crypto::verify_tls13_signature;
 use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -43,6 +44,12 @@ pub struct ClientVerifier {
     roots: Arc<TrustBundle>,
     trust: Arc<TrustDomains>,
 }
+
+/// rustls shows an error that is not its own by `Debug` alone: this one says the same there as in `Display`, so that every
+/// log that shows a failed handshake says what was wrong.
+#[derive(thiserror::Error)]
+#[error("{0}")]
+struct Refusal(PeerError);
 
 impl TrustDomains {
     /// Our own domain and others that mean the same mesh.
@@ -113,7 +120,13 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = tls::provider().signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, self.roots.store(), intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            self.roots.store(),
+            intermediates,
+            now,
+            algorithms,
+        )?;
         self.judge(end_entity).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -184,13 +197,21 @@ impl ClientCertVerifier for ClientVerifier {
 #[must_use]
 pub fn refusal(error: &Error) -> Option<&PeerError> {
     match error {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
+            inner.downcast_ref().map(|Refusal(error)| error)
+        }
         _ => None,
     }
 }
 
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 fn refused(error: PeerError) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refusal(error)))))
 }
 
 fn spell(expected: &[Identity]) -> String {

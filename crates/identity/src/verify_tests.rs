@@ -40,11 +40,17 @@ fn the_right_peer_is_accepted() {
 
 #[test]
 fn names_other_than_one_uri_are_refused() {
-    both_say(judge(|p| p.subject_alt_names.push(uri("spiffe://cluster.local/ns/a/sa/c"))), "2 subject alternative names");
+    both_say(
+        judge(|p| p.subject_alt_names.push(uri("spiffe://cluster.local/ns/a/sa/c"))),
+        "2 subject alternative names",
+    );
     both_say(judge(|p| p.subject_alt_names.push(dns("a.example"))), "2 subject alternative names");
     both_say(judge(|p| p.subject_alt_names.clear()), "no subject alternative name");
     both_say(judge(|p| p.subject_alt_names = vec![dns("a.example")]), "a.example");
-    both_say(judge(|p| p.subject_alt_names = vec![uri("spiffe://cluster.local/x")]), "spiffe://cluster.local/x");
+    both_say(
+        judge(|p| p.subject_alt_names = vec![uri("spiffe://cluster.local/x")]),
+        "spiffe://cluster.local/x",
+    );
 }
 
 #[test]
@@ -98,9 +104,7 @@ fn a_workloads_certificate_signs_no_other() {
 
 #[test]
 fn key_usage_is_checked() {
-    let only = |usage| {
-        move |p: &mut CertificateParams| p.extended_key_usages = vec![usage]
-    };
+    let only = |usage| move |p: &mut CertificateParams| p.extended_key_usages = vec![usage];
     let [server, client] = judge(only(ExtendedKeyUsagePurpose::ServerAuth));
     assert_eq!(server, Ok(()));
     client.expect_err("a certificate for servers is no client's");
@@ -112,7 +116,9 @@ fn key_usage_is_checked() {
 
 #[test]
 fn a_server_must_be_exactly_whom_we_dialled() {
-    for other in ["spiffe://cluster.local/ns/a/sa/bb", "spiffe://cluster.local/ns/aa/sa/b", "spiffe://other/ns/a/sa/b"] {
+    for other in
+        ["spiffe://cluster.local/ns/a/sa/bb", "spiffe://cluster.local/ns/aa/sa/b", "spiffe://other/ns/a/sa/b"]
+    {
         let [server, _] = judge(|p| p.subject_alt_names = vec![uri(other)]);
         let error = server.unwrap_err();
         let expected = format!("{}, {A}", workload("other", "one"));
