@@ -34,6 +34,9 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
+/// Message type and payload of each answer to a dump.
+pub(crate) type Answers = Vec<(u16, Vec<u8>)>;
+
 /// One message to send: type, flags, the protocol's fixed header, attributes.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
@@ -206,7 +209,7 @@ impl NetlinkSocket {
     }
 
     /// All answers to a dump request, as (message type, payload). A dump during which something changed is repeated.
-    pub(crate) fn dump(&mut self, mut message: Message) -> io::Result<Vec<(u16, Vec<u8>)>> {
+    pub(crate) fn dump(&mut self, mut message: Message) -> io::Result<Answers> {
         message.flags |= DUMP;
         for _ in 0..DUMP_ATTEMPTS {
             if let Some(answers) = self.dump_once(&message)? {
@@ -216,7 +219,7 @@ impl NetlinkSocket {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "the kernel's tables keep changing during a dump"))
     }
 
-    fn dump_once(&mut self, message: &Message) -> io::Result<Option<Vec<(u16, Vec<u8>)>>> {
+    fn dump_once(&mut self, message: &Message) -> io::Result<Option<Answers>> {
         let seq = self.sequence(1);
         let mut out = Vec::new();
         message.write(seq, &mut out);

@@ -7,7 +7,7 @@ use super::code;
 use super::expr::Rule;
 use crate::NetNs;
 use crate::netlink::attr::{self, attrs};
-use crate::netlink::{NetlinkSocket, attr::Attrs};
+use crate::netlink::{Answers, NetlinkSocket, attr::Attrs};
 
 /// A table as the kernel holds it.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Installed {
 /// `ENOENT` when the table, or a set, is not there.
 pub fn read_table(ns: &NetNs, table: &str, sets: &[&str]) -> io::Result<Installed> {
     let mut socket = ns.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?;
-    let payloads = |answers: Vec<(u16, Vec<u8>)>| -> Vec<Vec<u8>> {
+    let payloads = |answers: Answers| -> Vec<Vec<u8>> {
         // After the netlink header come 4 bytes of the subsystem's own.
         answers.into_iter().filter_map(|(_, p)| p.get(4..).map(<[u8]>::to_vec)).collect()
     };

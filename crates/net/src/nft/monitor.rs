@@ -48,7 +48,7 @@ impl Monitor {
     /// What netlink gives, except an overrun, which is [`Changes::Lost`].
     pub async fn next(&mut self) -> io::Result<Changes> {
         loop {
-            let received = self.socket.async_io(Interest::READABLE, |s| receive(s)).await;
+            let received = self.socket.async_io(Interest::READABLE, receive).await;
             let data = match received {
                 Ok(data) => data,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Changes::Lost),

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use culvert_net::NetNs;
 use culvert_net::socket::{ListenOptions, listen_tcp, listen_tcp_any};
@@ -53,7 +53,27 @@ impl World {
             ip(ns, &format!("route add default via 10.{n}.0.1"));
             ip(ns, &format!("-6 route add default via fd00:{n}::1"));
         }
-        Self { client, router, pod }
+        let world = Self { client, router, pod };
+        world.wait_until_connected();
+        world
+    }
+
+    /// A new interface carries IPv6 only some time after it is set up, when the kernel has noticed its carrier.
+    fn wait_until_connected(&self) {
+        let deadline = Instant::now() + SOON;
+        for (from, to) in [(&self.client, POD), (&self.pod, CLIENT)] {
+            for ip in to {
+                let answered = || {
+                    let attempt = from.run(|| {
+                        std::net::TcpStream::connect_timeout(&addr(ip, 1), Duration::from_millis(20))
+                    });
+                    attempt.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+                };
+                while !answered() {
+                    assert!(Instant::now() < deadline, "{ip} cannot be reached");
+                }
+            }
+        }
     }
 }
 
@@ -87,7 +107,14 @@ pub fn listen(ns: &NetNs, at: SocketAddr) -> TcpListener {
 }
 
 pub fn udp(ns: &NetNs, at: SocketAddr, mark: Option<u32>) -> UdpSocket {
-    UdpSocket::from_std(ns.run(|| culvert_net::socket::bind_udp(at, mark)).unwrap()).unwrap()
+    let deadline = Instant::now() + SOON;
+    loop {
+        match ns.run(|| culvert_net::socket::bind_udp(at, mark)) {
+            // A program that another test starts holds copies of our sockets, closed ones too, until its exec.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {}
+            outcome => return UdpSocket::from_std(outcome.unwrap()).unwrap(),
+        }
+    }
 }
 
 /// Connects as a program in the namespace would, marked or not.
