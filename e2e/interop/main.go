@@ -57,6 +57,10 @@ func main() {
 	// Standard output carries events only.
 	options := istiolog.DefaultOptions()
 	options.OutputPaths = []string{"stderr"}
+	options.SetDefaultOutputLevel(istiolog.DefaultScopeName, istiolog.WarnLevel)
+	for _, scope := range istiolog.Scopes() {
+		options.SetDefaultOutputLevel(scope.Name(), istiolog.WarnLevel)
+	}
 	fail(istiolog.Configure(options))
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

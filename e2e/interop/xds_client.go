@@ -148,10 +148,10 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 			return refusal(err)
 		case words, open := <-lines:
 			if !open {
-				return nil
+				return finish(stream, responses, failed)
 			}
 			if words[0] == "reconnect" {
-				return errReconnect
+				return errors.Join(finish(stream, responses, failed), errReconnect)
 			}
 		case <-limit:
 			return fmt.Errorf("no answer for %v within %v", waiting, syncLimit)

@@ -1,4 +1,5 @@
 //! Our messages against the bytes that Istio's own definitions encode to, field by field and in both directions.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside the functions marked as such")]
 
 mod interop_go;
 

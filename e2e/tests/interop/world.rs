@@ -20,6 +20,8 @@ use crate::interop_go::{self, PATIENCE, Peer};
 pub const ECHO_PORT: u16 = 8080;
 /// The port of the Service in front of `peer`.
 pub const SERVICE_PORT: u16 = 80;
+/// How often a condition is looked at that nothing announces.
+const POLL: std::time::Duration = std::time::Duration::from_millis(10);
 /// The controller's namespace on the fabric.
 const CONTROL: &str = "198.18.0.2:15012";
 
@@ -72,7 +74,7 @@ pub struct World {
     proxy: OurProgram,
     pub manifest: Value,
     pub dir: tempfile::TempDir,
-    pub lab: Lab,
+    _lab: Lab,
     pods: Vec<(&'static str, NetNs)>,
 }
 
@@ -117,7 +119,7 @@ impl World {
         let mut agent = start_agent(dir.path(), &pods[..2]);
         let proxy = start_proxy(&lab, dir.path());
         agent.wait_for("ack", |ack| ack["for"] == "snapshot");
-        World { agent, control, proxy, manifest, dir, lab, pods }.settled()
+        World { agent, control, proxy, manifest, dir, _lab: lab, pods }.settled()
     }
 
     /// The proxy took both resource types.
@@ -257,7 +259,8 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
             return value;
         }
         assert!(Instant::now() < limit, "not within {PATIENCE:?}: {what}");
-        std::thread::yield_now();
+        // Between two looks, not instead of one.
+        std::thread::sleep(POLL);
     }
 }
 

@@ -99,7 +99,7 @@ impl Peer {
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines() {
                 let Ok(line) = line else { return };
-                let event = serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line));
+                let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 if sender.send(event).is_err() {
                     return;
                 }
