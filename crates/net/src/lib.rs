@@ -1,6 +1,6 @@
 //! Sockets, network namespaces and redirect rules: everything culvert asks of the Linux kernel.
 //!
-//! This is the only crate of the workspace with `unsafe`, and inside it only [`sys`] has any: a handful of system calls
+//! This is the only crate of the workspace with `unsafe`, and inside it only the module `sys` has any: a handful of system calls
 //! that no safe wrapper offers. Everything above it is safe code with typed values.
 //!
 //! | module | what it does |

@@ -58,11 +58,13 @@ impl Routing {
         )
     }
 
-    /// Deletes the rule, and duplicates of it; it may be missing.
-    pub(crate) fn delete_rule(&mut self, family: Family, rule: MarkRule) -> io::Result<()> {
-        // The kernel accepts duplicates that somebody else added; this many at most are cleaned.
+    /// Deletes every rule of this preference that leads to this table, whatever its mark; there may be none.
+    pub(crate) fn delete_rules(&mut self, family: Family, preference: u32, table: u8) -> io::Result<()> {
+        // One request deletes one rule. We add one; this many at most are cleaned if others added more.
         for _ in 0..16 {
-            match self.socket.request(rule_message(libc::RTM_DELRULE, 0, family, rule)) {
+            let mut message = Message::new(libc::RTM_DELRULE, 0, &rule_header(family, table));
+            message.attrs.put_ne(FRA_PRIORITY, preference).put_ne(FRA_TABLE, table.into());
+            match self.socket.request(message) {
                 Ok(()) => {}
                 other => return tolerate(other, &[libc::ENOENT, libc::EAFNOSUPPORT]),
             }
@@ -119,10 +121,13 @@ pub(crate) fn ipv6_enabled() -> bool {
     std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|value| value.first() == Some(&b'0'))
 }
 
+/// struct fib_rule_hdr: family, dst_len, src_len, tos, table, two reserved, action, flags (4).
+fn rule_header(family: Family, table: u8) -> [u8; 12] {
+    [family.number(), 0, 0, 0, table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]
+}
+
 fn rule_message(kind: u16, flags: u16, family: Family, rule: MarkRule) -> Message {
-    // struct fib_rule_hdr: family, dst_len, src_len, tos, table, two reserved, action, flags (4).
-    let header = [family.number(), 0, 0, 0, rule.table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
-    let mut message = Message::new(kind, flags, &header);
+    let mut message = Message::new(kind, flags, &rule_header(family, rule.table));
     message
         .attrs
         .put_ne(FRA_PRIORITY, rule.preference)

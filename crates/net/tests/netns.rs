@@ -1,4 +1,5 @@
 //! Entering namespaces, sockets in them, packets and events. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 mod common;
 

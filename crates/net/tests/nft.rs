@@ -1,4 +1,5 @@
 //! Transactions against the kernel. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Redirection in real namespaces. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 mod common;
 
@@ -7,13 +8,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use common::{
-    CLIENT, POD, PROXY_MARK, SOON, World, addr, dial, exchange, ip, listen, listen_any, ns_write, udp, within,
+    CLIENT, POD, PROXY_MARK, World, addr, dial, exchange, ip, listen, listen_any, ns_write, udp, within,
 };
 use culvert_net::NetNs;
 use culvert_net::redirect::{RedirectConfig, Verdict, install, remove, verify};
-use culvert_net::socket::{
-    DialError, DialOptions, ListenOptions, canonical, connect, listen_tcp_any, original_destination,
-};
+use culvert_net::socket::{ListenOptions, listen_tcp_any, original_destination};
 use tokio::net::UdpSocket;
 
 fn config() -> RedirectConfig {
@@ -76,68 +75,6 @@ async fn loopback_and_self_calls_are_not_captured() {
     let stub = listen(&world.pod, addr("127.0.0.53", 53));
     let _query = dial(&world.pod, addr("127.0.0.53", 53), None).await.unwrap();
     within(stub.accept()).await.unwrap();
-}
-
-/// Trap 1: without any one of the four parts of the return path this hangs or is reset.
-#[tokio::test]
-async fn inbound_is_delivered_from_the_clients_address_and_answers_come_back() {
-    let world = World::new();
-    install(&world.pod, &config()).unwrap();
-    let proxy = listen_any(&world.pod, 15006, Some(PROXY_MARK));
-    for (client_ip, pod_ip) in CLIENT.into_iter().zip(POD) {
-        let target = addr(pod_ip, 8080);
-        let app = listen(&world.pod, target);
-        let mut client = dial(&world.client, target, None).await.unwrap();
-        let (mut inbound, peer) = within(proxy.accept()).await.unwrap();
-        let peer = canonical(peer);
-        assert_eq!(peer, client.local_addr().unwrap());
-        assert_eq!(original_destination(&inbound).unwrap(), target);
-
-        // A port of the kernel's choice, which may happen to be the client's own.
-        for port in [0, peer.port()] {
-            let source = SocketAddr::new(peer.ip(), port);
-            let options = DialOptions {
-                mark: Some(PROXY_MARK),
-                source: Some(source),
-                nodelay: true,
-                ..Default::default()
-            };
-            let mut upstream = connect(&world.pod, target, &options, SOON).await.unwrap();
-            let (mut served, seen) = within(app.accept()).await.unwrap();
-            assert_eq!(seen.ip(), addr(client_ip, 0).ip());
-            exchange(&mut client, &mut inbound).await;
-            exchange(&mut upstream, &mut served).await;
-            // More than one segment and window updates, both ways, and the end arrives.
-            bulk(&mut upstream, &mut served).await;
-            bulk(&mut served, &mut upstream).await;
-            drop(upstream);
-            drop(served);
-        }
-        exchange(&mut client, &mut inbound).await;
-    }
-}
-
-async fn bulk(from: &mut tokio::net::TcpStream, to: &mut tokio::net::TcpStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let data = vec![b'x'; 1 << 20];
-    let mut got = vec![0; data.len()];
-    let (sent, received) =
-        within(async { tokio::join!(from.write_all(&data), to.read_exact(&mut got)) }).await;
-    sent.unwrap();
-    received.unwrap();
-    assert_eq!(got, data);
-}
-
-#[tokio::test]
-async fn a_spoofed_dial_that_nobody_answers_is_refused() {
-    let world = World::new();
-    install(&world.pod, &config()).unwrap();
-    for (client_ip, pod_ip) in CLIENT.into_iter().zip(POD) {
-        let options =
-            DialOptions { mark: Some(PROXY_MARK), source: Some(addr(client_ip, 0)), ..Default::default() };
-        let error = connect(&world.pod, addr(pod_ip, 8080), &options, SOON).await.unwrap_err();
-        assert!(matches!(error, DialError::Refused(_)), "{error}");
-    }
 }
 
 #[tokio::test]

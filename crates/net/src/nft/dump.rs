@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::batch::{Chain, Element, Set, chain_shape, request, userdata};
+use super::batch::{request, userdata};
 use super::code;
 use super::expr::Rule;
+use super::table::{Chain, Element, Set, chain_shape};
 use crate::NetNs;
 use crate::netlink::attr::{self, attrs};
 use crate::netlink::{Answers, NetlinkSocket, attr::Attrs};

@@ -7,8 +7,11 @@ mod code;
 mod dump;
 mod expr;
 mod monitor;
+mod statement;
+mod table;
 
-pub use batch::{Batch, Chain, Hook, HookPoint, HookType, MAX_OPERATIONS, NftError, Set, SetKey};
+pub use batch::{Batch, MAX_OPERATIONS, NftError};
 pub use dump::{Installed, read_table};
 pub use expr::{Cmp, Rule, Verdict};
 pub use monitor::{Changes, Monitor};
+pub use table::{Chain, Hook, HookPoint, HookType, Set, SetKey};

@@ -173,7 +173,7 @@ pub fn remove(ns: &NetNs) -> Result<(), RedirectError> {
     let mut routing = ns.run(Routing::open).map_err(RedirectError::Routes)?;
     for family in [Family::V4, Family::V6] {
         routing
-            .delete_rule(family, mark_rule(&RedirectConfig::default()))
+            .delete_rules(family, RULE_PREFERENCE, ROUTE_TABLE)
             .and_then(|()| routing.delete_local_default(family, ROUTE_TABLE))
             .map_err(RedirectError::Routes)?;
     }

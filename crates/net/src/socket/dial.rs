@@ -18,8 +18,8 @@ pub struct DialOptions {
     /// Packet mark, so that the pod's rules do not send the connection back to the proxy (Z115).
     pub mark: Option<u32>,
     /// Appear to come from this address, which need not be ours (Z51). With port 0 the kernel picks a port for the
-    /// four-tuple at connect, so that one address can have more than 64 Ki connections. Do not spoof when source and
-    /// destination are the same address: that is a self call, and would loop.
+    /// four-tuple at connect, so that one address can have more than 64 Ki connections. Ignored where it is the
+    /// destination's own address (Z51): that is a self call, which gets this source anyway, and spoofed would loop.
     pub source: Option<SocketAddr>,
     /// Send small writes at once.
     pub nodelay: bool,
@@ -70,7 +70,7 @@ impl DialError {
 /// mark or a source; what entering the namespace gives.
 pub fn socket_for(ns: &NetNs, dst: SocketAddr, options: &DialOptions) -> io::Result<TcpSocket> {
     let dst = canonical(dst);
-    let source = options.source.map(canonical);
+    let source = options.source.map(canonical).filter(|s| s.ip() != dst.ip());
     if source.is_some_and(|s| s.is_ipv4() != dst.is_ipv4()) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -41,6 +41,8 @@ impl World {
         }
         ns_write(&router, "/proc/sys/net/ipv4/ip_forward", "1");
         ns_write(&router, "/proc/sys/net/ipv6/conf/all/forwarding", "1");
+        // Strict source checks, which many machines set, must not break the return path.
+        ns_write(&pod, "/proc/sys/net/ipv4/conf/all/rp_filter", "1");
         for (ns, n) in [(&client, 1), (&pod, 2)] {
             let path = format!("/proc/{}/fd/{}", std::process::id(), ns_fd(ns));
             ip(&router, &format!("link add veth{n} type veth peer name eth0 netns {path}"));
