@@ -77,6 +77,13 @@ impl TunnelStream {
         (self.recv, self.send)
     }
 
+    /// The tunnel of two directions that [`Self::split`] parted. They must be of one stream.
+    #[must_use]
+    pub fn join(recv: TunnelRecv, send: TunnelSend) -> Self {
+        debug_assert!(Arc::ptr_eq(&recv.guard, &send.guard), "halves of one stream");
+        Self { recv, send }
+    }
+
     /// Which end of the connection this is.
     #[must_use]
     pub fn side(&self) -> Side {

@@ -132,7 +132,7 @@ mod tests {
     proptest! {
         #[test]
         fn reads_anything(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
-            Forwarded::parse(&bytes);
+            let _ = Forwarded::parse(&bytes);
         }
 
         #[test]

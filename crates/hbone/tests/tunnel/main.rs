@@ -1,0 +1,8 @@
+//! The tunnel over in-memory IO and over loopback TCP.
+
+mod common;
+mod connection;
+mod copying;
+mod pooling;
+mod resets;
+mod windows;

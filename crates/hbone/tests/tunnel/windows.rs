@@ -1,0 +1,112 @@
+//! Backpressure: bounded buffering, and no stream in another's way (trap 19).
+
+use culvert_hbone::{ClientConfig, Keepalive, ServerConfig, TunnelStream, Windows};
+
+use crate::common::*;
+
+/// Sends until nothing more is taken, and returns how much that was.
+async fn fill(stream: TunnelStream) -> (TunnelStream, usize) {
+    let (recv, mut send) = stream.split();
+    let mut sent = 0;
+    // Nothing else runs while this future is polled to Pending again and again; time only jumps when all tasks are stuck.
+    while let Ok(Ok(room)) =
+        tokio::time::timeout(std::time::Duration::from_millis(50), send.ready_capacity(64 << 10)).await
+    {
+        send.send_now(vec![0; room].into()).unwrap();
+        sent += room;
+    }
+    send.release_capacity();
+    (TunnelStream::join(recv, send), sent)
+}
+
+fn configs() -> (ClientConfig, ServerConfig) {
+    let keepalive = None::<Keepalive>;
+    (
+        ClientConfig { keepalive, ..ClientConfig::default() },
+        ServerConfig { keepalive, ..ServerConfig::default() },
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_reader_bounds_what_is_in_flight_and_stalls_nobody_else() {
+    let (client, server) = configs();
+    let (handle, mut peer, _) = connect(client, server).await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let (near, far) = tunnel(&handle, &mut peer).await;
+        let (near, sent) = fill(near).await;
+        let windows = Windows::default();
+        let bound = windows.stream as usize + windows.send_buffer;
+        assert!(sent >= windows.stream as usize && sent <= bound, "{sent} of {bound}");
+        stalled.push((near, far));
+    }
+    // 20 streams hold all of their windows; a further one still moves 8 MiB.
+    let (near, far) = tunnel(&handle, &mut peer).await;
+    let data = noise(8 << 20, 3);
+    let expected = digest(&data);
+    let writer = spawn(async move {
+        let (_recv, mut send) = near.split();
+        send.send(data.into()).await.unwrap();
+        send.finish().unwrap();
+        _recv
+    });
+    let (mut recv, _send) = far.split();
+    let mut received = Vec::new();
+    while let Some(chunk) = recv.recv().await.unwrap() {
+        received.extend_from_slice(&chunk);
+        recv.release(chunk.len());
+    }
+    assert_eq!(digest(&received), expected);
+    drop(writer.await.unwrap());
+    // And the stalled ones go on once they are read.
+    let (near, far) = stalled.swap_remove(7);
+    let (mut far_recv, _far_send) = far.split();
+    let chunk = far_recv.recv().await.unwrap().unwrap();
+    assert!(!chunk.is_empty());
+    drop(near);
+}
+
+#[tokio::test]
+async fn bulk_streams_do_not_stop_a_small_one() {
+    let (client, server) = configs();
+    let (handle, mut peer, _) = connect(client, server).await;
+    let mut bulk = Vec::new();
+    for seed in 0..4 {
+        let (near, far) = tunnel(&handle, &mut peer).await;
+        let data = noise(6 << 20, seed);
+        let expected = digest(&data);
+        bulk.push(spawn(async move {
+            let (_recv, mut send) = near.split();
+            send.send(data.into()).await.unwrap();
+            send.finish().unwrap();
+            _recv
+        }));
+        bulk.push(spawn(async move {
+            let (mut recv, _send) = far.split();
+            let mut received = Vec::new();
+            while let Some(chunk) = recv.recv().await.unwrap() {
+                received.extend_from_slice(&chunk);
+                recv.release(chunk.len());
+            }
+            assert_eq!(digest(&received), expected);
+            recv
+        }));
+    }
+    let (near, far) = tunnel(&handle, &mut peer).await;
+    let (mut near_recv, mut near_send) = near.split();
+    let (mut far_recv, mut far_send) = far.split();
+    let mut rounds_beside_bulk = 0;
+    for _ in 0..20 {
+        near_send.send(bytes("ping")).await.unwrap();
+        assert_eq!(far_recv.recv().await, Ok(Some(bytes("ping"))));
+        far_recv.release(4);
+        far_send.send(bytes("pong")).await.unwrap();
+        assert_eq!(near_recv.recv().await, Ok(Some(bytes("pong"))));
+        near_recv.release(4);
+        rounds_beside_bulk += usize::from(bulk.iter().any(|task| !task.is_finished()));
+    }
+    assert!(rounds_beside_bulk >= 10, "{rounds_beside_bulk} of 20 rounds were answered while bulk ran");
+    for task in bulk {
+        drop(task.await.unwrap());
+    }
+}
