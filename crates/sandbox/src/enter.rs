@@ -14,6 +14,9 @@ use std::process::Command;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::cluster::Key;
+use crate::state::StateDir;
+
 /// Name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "internal-exec";
 
@@ -59,6 +62,24 @@ pub enum EnterError {
 }
 
 impl Place {
+    /// Where the commands of a pod run: in its namespace, with the cluster's resolver and its own host name, without sight
+    /// of the other namespaces.
+    pub fn of_pod(state: &StateDir, pod: &Key, netns: &Path) -> Place {
+        let dir = state.pod(&pod.namespace, &pod.name);
+        Place {
+            netns: netns.to_owned(),
+            show: vec![
+                (dir.join("resolv.conf"), "/etc/resolv.conf".into()),
+                (dir.join("hosts"), "/etc/hosts".into()),
+                (state.nsswitch(), "/etc/nsswitch.conf".into()),
+            ],
+            hide: vec![state.netns()],
+            // The kernel's limit is 64, a DNS label's 63.
+            hostname: Some(pod.name.chars().take(63).collect()),
+            cwd: None,
+        }
+    }
+
     /// The arguments that make [`SUBCOMMAND`] enter this place and run `command`.
     pub fn arguments<S: Into<OsString>>(&self, command: impl IntoIterator<Item = S>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =

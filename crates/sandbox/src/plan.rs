@@ -82,6 +82,11 @@ impl Pool {
         self.taken.entry(host).or_insert_with(|| key.to_owned()) == key
     }
 
+    /// Who holds numbers now.
+    pub fn owners(&self) -> Vec<String> {
+        self.taken.values().cloned().collect()
+    }
+
     /// Frees what `key` holds.
     pub fn release(&mut self, key: &str) {
         self.taken.retain(|_, owner| owner != key);

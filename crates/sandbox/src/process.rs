@@ -160,6 +160,12 @@ impl Running {
 }
 
 impl Record {
+    /// This very process.
+    pub fn own(label: &str) -> Record {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        Record { label: label.to_owned(), pid, start_time: start_time(pid).unwrap_or_default() }
+    }
+
     /// Whether this very process, and no later one with its number, runs. A zombie does not.
     pub fn runs(&self) -> bool {
         self.pid > 1 && start_time(self.pid) == Some(self.start_time) && !is_zombie(self.pid)
@@ -258,8 +264,7 @@ mod tests {
 
     #[test]
     fn a_record_means_one_process_only() {
-        let pid = i32::try_from(std::process::id()).unwrap();
-        let own = Record { label: "me".into(), pid, start_time: start_time(pid).unwrap() };
+        let own = Record::own("me");
         assert!(own.runs());
         assert!(!Record { start_time: own.start_time + 1, ..own }.runs());
     }

@@ -9,6 +9,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::process::Record;
+
 /// Where `culvert up` keeps its state unless told otherwise.
 pub const DEFAULT_DIR: &str = "/run/culvert";
 
@@ -161,10 +163,21 @@ impl StateDir {
         let path = self.lock_file();
         let file = File::options().create(true).append(true).open(&path).map_err(io_error("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Lock { _file: file }),
+            Ok(mut file) => {
+                // For `culvert down`, which ends the holder.
+                let text = serde_json::to_vec(&Record::own("supervisor"))
+                    .map_err(|source| StateError::Form { path: path.clone(), source })?;
+                file.set_len(0).and_then(|()| file.write_all(&text)).map_err(io_error("write", &path))?;
+                Ok(Lock { _file: file })
+            }
             Err((_, nix::Error::EWOULDBLOCK)) => Err(StateError::InUse { path: self.root.clone() }),
             Err((_, errno)) => Err(io_error("lock", &path)(errno.into())),
         }
+    }
+
+    /// The process that holds the lock or held it last.
+    pub fn holder(&self) -> Option<Record> {
+        read_json(&self.lock_file()).ok().flatten()
     }
 
     /// Whether a supervisor holds the lock now.
@@ -276,6 +289,7 @@ mod tests {
         assert!(!state.in_use());
         let lock = state.lock().unwrap();
         assert!(state.in_use());
+        assert!(state.holder().unwrap().runs());
         assert!(matches!(state.lock(), Err(StateError::InUse { .. })));
         drop(lock);
         assert!(!state.in_use());
