@@ -44,6 +44,7 @@ pub struct OutboundFacts<'a> {
 
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one a connection, and the large one is the usual one")]
 pub enum Resolved {
     /// Not ours: as it is, without encryption (Z37). Also where a service asks for it and its address is nobody we know (Z36).
     Passthrough {
@@ -159,8 +160,8 @@ pub fn resolve(
     let address = NetworkAddress { network: facts.place.network.clone(), address: asked.ip() };
     let mut chooser = Chooser { snapshot, facts, asked, load, random };
     match snapshot.destination(&address, &facts.source.namespace) {
-        Destination::Service(service) => chooser.to_service(service),
-        Destination::Workload(workload) => chooser.to_workload(workload, true),
+        Destination::Service(service) => chooser.resolve_service(service),
+        Destination::Workload(workload) => chooser.resolve_workload(workload, true),
         Destination::Unknown => Ok(Resolved::Passthrough { destination: asked }),
     }
 }
@@ -187,10 +188,10 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    fn to_service(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
+    fn resolve_service(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
         if let Some(waypoint) = self.waypoint_of(service) {
             if !self.source_is(waypoint) {
-                return self.to_waypoint(waypoint, TunnelKind::ServiceWaypoint, Some(service));
+                return self.resolve_waypoint(waypoint, TunnelKind::ServiceWaypoint, Some(service));
             }
         } else if !service.weighted_waypoints.is_empty() {
             return Err(Refusal::new(
@@ -201,7 +202,7 @@ impl Chooser<'_> {
         if service.load_balancing.mode == LoadBalancingMode::Passthrough {
             return self.past_service();
         }
-        self.to_endpoint(service)
+        self.resolve_endpoint(service)
     }
 
     /// The service asks for the original destination (Z36); a workload there is still reached as what it is, though never
@@ -209,17 +210,17 @@ impl Chooser<'_> {
     fn past_service(&mut self) -> Result<Resolved, Refusal> {
         let network = self.facts.place.network.clone();
         match self.snapshot.workload_by_address(&NetworkAddress { network, address: self.asked.ip() }) {
-            Some(workload) => self.to_workload(workload, false),
+            Some(workload) => self.resolve_workload(workload, false),
             None => Ok(Resolved::Passthrough { destination: self.asked }),
         }
     }
 
     /// Traffic addressed to a workload itself.
-    fn to_workload(&mut self, workload: &Arc<Workload>, bound: bool) -> Result<Resolved, Refusal> {
+    fn resolve_workload(&mut self, workload: &Arc<Workload>, bound: bool) -> Result<Resolved, Refusal> {
         if let Some(waypoint) = workload.waypoint.as_ref().filter(|_| bound)
             && !self.source_is(waypoint)
         {
-            return self.to_waypoint(waypoint, TunnelKind::WorkloadWaypoint, None);
+            return self.resolve_waypoint(waypoint, TunnelKind::WorkloadWaypoint, None);
         }
         if self.facts.exclude.contains(&workload.uid) {
             let detail = format!("{} was asked for by its address and failed", workload.uid);

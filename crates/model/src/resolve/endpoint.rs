@@ -14,7 +14,7 @@ use crate::workload::{TunnelProtocol, Workload};
 
 impl Chooser<'_> {
     /// One of the service's endpoints, or a refusal: a known address is never passed through (Z35).
-    pub(super) fn to_endpoint(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
+    pub(super) fn resolve_endpoint(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
         let port = self.asked.port();
         let (facts, families) = (self.facts, service.ip_families);
         let candidates = self.snapshot.endpoints(&service.key).filter_map(|workload| {
@@ -27,7 +27,7 @@ impl Chooser<'_> {
             return Err(self.nothing_picked(service));
         };
         if workload.network != facts.place.network {
-            return self.to_other_network(service, workload);
+            return self.resolve_other_network(service, workload);
         }
         refuse_unspeakable(workload)?;
         Ok(match choose_address(workload, families, self.asked.ip()) {

@@ -76,7 +76,7 @@ impl<'a> Chooser<'a> {
     }
 
     /// A tunnel to one instance of a waypoint, which is asked for what the application asked for (Z31, Z33).
-    pub(super) fn to_waypoint(
+    pub(super) fn resolve_waypoint(
         &mut self,
         waypoint: &GatewayAddress,
         kind: TunnelKind,
@@ -99,7 +99,7 @@ impl<'a> Chooser<'a> {
     }
 
     /// A tunnel through the gateway of the endpoint's network, and in it one to the service there (Z26, Z40).
-    pub(super) fn to_other_network(
+    pub(super) fn resolve_other_network(
         &mut self,
         service: &Arc<Service>,
         endpoint: &Arc<Workload>,

@@ -27,6 +27,7 @@ pub const HBONE_PORT: u16 = 15008;
 
 /// What a resource of type `istio.workload.Address` holds (D01).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "short-lived, and the large one is the usual one")]
 pub enum AddressResource {
     /// A running instance.
     Workload(Workload),

@@ -231,7 +231,7 @@ fn encode_texts(matches: &[StringMatch]) -> Vec<proto::StringMatch> {
             StringMatch::Exact(text) => MatchType::Exact(owned(text)),
             StringMatch::Prefix(text) => MatchType::Prefix(owned(text)),
             StringMatch::Suffix(text) => MatchType::Suffix(owned(text)),
-            StringMatch::Presence => MatchType::Presence(Default::default()),
+            StringMatch::Presence => MatchType::Presence(()),
         }),
     };
     matches.iter().map(text).collect()
