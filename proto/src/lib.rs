@@ -3,6 +3,7 @@
 //! Only messages: a service's stub is generated where it is used, and turning a message into something the mesh
 //! reasons about is `culvert_model::wire`.
 #![allow(missing_docs, reason = "generated; the .proto files carry the text")]
+#![allow(clippy::large_enum_variant, reason = "generated")]
 
 /// What exists in the mesh: `istio.workload`.
 pub mod workload {
