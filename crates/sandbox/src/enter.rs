@@ -118,12 +118,20 @@ impl Place {
         Ok(())
     }
 
-    /// [`Place::enter`], then becomes `command`. Returns only on failure.
-    pub fn exec(&self, command: &[OsString]) -> Result<Infallible, EnterError> {
+    /// [`Place::enter`], then becomes `command`, with `environment` instead of the process's own if given. Returns only on
+    /// failure.
+    pub fn exec_with(
+        &self,
+        command: &[OsString],
+        environment: Option<Vec<(OsString, OsString)>>,
+    ) -> Result<Infallible, EnterError> {
         let [program, arguments @ ..] = command else { return Err(EnterError::NoCommand) };
         self.enter()?;
         let mut command = Command::new(program);
         command.args(arguments);
+        if let Some(environment) = environment {
+            command.env_clear().envs(environment);
+        }
         if let Some(cwd) = &self.cwd {
             command.current_dir(cwd);
         }

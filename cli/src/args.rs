@@ -1,0 +1,278 @@
+//! The command line, with kubectl's habits: `-f`, `-n`, `-c`, `-o`, `POD -- COMMAND`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use culvert_sandbox::daemon::Role;
+use culvert_sandbox::enter;
+use culvert_sandbox::plan::Family;
+use culvert_sandbox::state::{DEFAULT_DIR, StateDir, StateError};
+
+/// An ambient service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "culvert", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the pods of a directory of manifests on this machine, with the mesh
+    #[command(
+        after_help = "Nodes and pods are network namespaces, cut off from the machine's own interfaces. Root is needed.\n\
+        Examples:\n  culvert up -f examples/hello\n  culvert up -f examples/hello --detach"
+    )]
+    Up(UpArgs),
+    /// End everything that `up` started and remove everything it made
+    Down(StateArgs),
+    /// Show nodes, programs, pods and services, problems first
+    Status(StatusArgs),
+    /// Run a command in a pod
+    #[command(after_help = "Example:\n  culvert exec client -- curl -s http://server/")]
+    Exec(ExecArgs),
+    /// Print the output of a pod
+    Logs(LogsArgs),
+    /// Restart programs of the mesh and wait until they are ready
+    Restart(RestartArgs),
+    /// Print a completion script
+    Completion {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Enter a pod and become a command
+    #[command(name = enter::SUBCOMMAND, hide = true)]
+    InternalExec(InternalExecArgs),
+    /// What `up --detach` starts
+    #[command(hide = true)]
+    InternalSupervise(UpArgs),
+}
+
+/// Where the state is.
+#[derive(Clone, Debug, Args)]
+pub struct StateArgs {
+    /// State directory; several may be up side by side
+    #[arg(long = "state", value_name = "DIR", default_value = DEFAULT_DIR, env = "CULVERT_STATE", global = true)]
+    dir: PathBuf,
+}
+
+/// `culvert up`.
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    /// Directory of manifests; changes take effect while it runs
+    #[arg(short = 'f', long = "filename", value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Return when everything is ready and go on in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Address families of pods and services
+    #[arg(long, value_enum, default_value_t = FamilyArg::Dual)]
+    pub family: FamilyArg,
+    /// Pods, services and DNS alone, without the mesh
+    #[arg(long)]
+    pub no_mesh: bool,
+    /// Where the programs `controller` and `ztunnel` are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Seconds to wait for everything to be ready
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+    /// Passed on to the controller; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub controller_arg: Vec<OsString>,
+    /// Passed on to every agent; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub agent_arg: Vec<OsString>,
+    /// Passed on to every proxy; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub proxy_arg: Vec<OsString>,
+}
+
+/// Address families by the names Kubernetes uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FamilyArg {
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Both.
+    Dual,
+}
+
+/// `culvert status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// How results are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// `culvert exec`.
+#[derive(Clone, Debug, Args)]
+pub struct ExecArgs {
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Which pod.
+    #[command(flatten)]
+    pub pod: PodArgs,
+    /// Accepted as by kubectl; standard input is always passed on
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Accepted as by kubectl; the command has this terminal anyway
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Which pod, and which container of it.
+#[derive(Clone, Debug, Args)]
+pub struct PodArgs {
+    /// Name of the pod, also as pod/NAME
+    #[arg(value_name = "POD")]
+    pub name: String,
+    /// Namespace of the pod
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Container [default: the pod's first]
+    #[arg(short, long)]
+    pub container: Option<String>,
+}
+
+/// `culvert logs`.
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Which pod.
+    #[command(flatten)]
+    pub pod: PodArgs,
+    /// Go on with what is written from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+}
+
+/// `culvert restart`.
+#[derive(Clone, Debug, Args)]
+pub struct RestartArgs {
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Which program
+    #[arg(value_enum)]
+    pub role: RoleArg,
+    /// Only on this node
+    #[arg(long)]
+    pub node: Option<String>,
+}
+
+/// The programs of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// The control plane.
+    Controller,
+    /// Enrols pods, one a node.
+    Agent,
+    /// Carries traffic, one a node.
+    Proxy,
+}
+
+/// `culvert internal-exec`.
+#[derive(Clone, Debug, Args)]
+pub struct InternalExecArgs {
+    /// Network namespace to enter
+    #[arg(long)]
+    pub netns: PathBuf,
+    /// OURS:TARGET, a file shown at another place
+    #[arg(long)]
+    pub show: Vec<String>,
+    /// A mount point to take out of sight
+    #[arg(long)]
+    pub hide: Vec<PathBuf>,
+    /// Host name
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// Working directory
+    #[arg(long)]
+    pub cwd: Option<PathBuf>,
+    /// The command
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+impl StateArgs {
+    /// The state directory.
+    pub fn open(&self) -> Result<StateDir, StateError> {
+        StateDir::new(&self.dir)
+    }
+}
+
+impl From<FamilyArg> for Family {
+    fn from(family: FamilyArg) -> Family {
+        match family {
+            FamilyArg::Ipv4 => Family::Ipv4,
+            FamilyArg::Ipv6 => Family::Ipv6,
+            FamilyArg::Dual => Family::Dual,
+        }
+    }
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Role {
+        match role {
+            RoleArg::Controller => Role::Controller,
+            RoleArg::Agent => Role::Agent,
+            RoleArg::Proxy => Role::Proxy,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_for_programs_may_look_like_flags() {
+        let cli = Cli::parse_from([
+            "culvert",
+            "up",
+            "-f",
+            "d",
+            "--controller-arg=--cert-ttl",
+            "--controller-arg=20s",
+        ]);
+        let Command::Up(up) = cli.command else { panic!("up") };
+        assert_eq!(up.controller_arg, ["--cert-ttl", "20s"]);
+    }
+}

@@ -1,0 +1,7 @@
+//! The `culvert` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    culvert_cli::main()
+}

@@ -1,0 +1,19 @@
+//! `culvert restart`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use culvert_sandbox::control::{self, Reply, Request};
+
+use crate::args::RestartArgs;
+
+pub(crate) fn restart(args: &RestartArgs) -> anyhow::Result<ExitCode> {
+    let state = args.state.open()?;
+    let request = Request::Restart { role: args.role.into(), node: args.node.clone() };
+    let reply = control::ask(&state.control_socket(), &request)
+        .with_context(|| format!("nothing is up in {}", state.root().display()))?;
+    match reply {
+        Reply::Done => Ok(ExitCode::SUCCESS),
+        Reply::Failed(why) => bail!("{why}"),
+    }
+}
