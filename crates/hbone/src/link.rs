@@ -95,6 +95,15 @@ impl Link {
         }
     }
 
+    /// The stream error that the outcome of polling for a reset means on this connection.
+    pub(crate) fn reset_error(&self, outcome: Result<h2::Reason, h2::Error>) -> StreamError {
+        match (self.lost(), outcome) {
+            (Some(cause), _) => StreamError::ConnectionLost { cause },
+            (None, Ok(reason)) => StreamError::Reset(reason),
+            (None, Err(error)) => StreamError::ConnectionLost { cause: LostCause::of(&error) },
+        }
+    }
+
     /// True if streams wait for capacity and none got any for `grace`: the sign that the connection's window, rather than
     /// one stream's, is used up, since another stream of this connection would otherwise still make progress. A single
     /// stalled stream with no other traffic looks the same and is treated the same.

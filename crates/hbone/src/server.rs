@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -41,7 +41,8 @@ pub struct Incoming {
     pub headers: HeaderMap,
     recv: h2::RecvStream,
     respond: Responder,
-    guard: Option<StreamGuard>,
+    guard: StreamGuard,
+    link: Arc<Link>,
 }
 
 /// The answer's half of a request, reset unless it was answered.
@@ -176,7 +177,8 @@ impl Incoming {
             headers: head.headers,
             recv,
             respond: Responder { inner: respond, answered: false },
-            guard: Some(guard),
+            link: guard.link().clone(),
+            guard,
         }
     }
 
@@ -196,14 +198,8 @@ impl Incoming {
 
     /// Ready when the peer gives the request up or the connection is lost, so that a dial for it can stop. Cancel safe.
     pub async fn abandoned(&mut self) -> StreamError {
-        let link = self.guard.as_ref().expect("present until answered").link().clone();
-        match poll_fn(|cx| self.respond.inner.poll_reset(cx)).await {
-            Ok(reason) => match link.lost() {
-                Some(cause) => StreamError::ConnectionLost { cause },
-                None => StreamError::Reset(reason),
-            },
-            Err(error) => link.stream_error(&error),
-        }
+        let outcome = poll_fn(|cx| self.respond.inner.poll_reset(cx)).await;
+        self.link.reset_error(outcome)
     }
 
     /// Answers 200 with `headers`: the tunnel is open. Only after the destination is connected (Z20).
@@ -211,12 +207,8 @@ impl Incoming {
     /// # Errors
     /// The peer gave up, or the connection was lost.
     pub fn accept(mut self, headers: HeaderMap) -> Result<TunnelStream, StreamError> {
-        let guard = self.guard.take().expect("present until answered");
-        let send = self
-            .respond
-            .answer(StatusCode::OK, headers, false)
-            .map_err(|error| guard.link().stream_error(&error))?;
-        Ok(TunnelStream::new(self.recv, send, guard, Side::Server))
+        let send = self.answer(StatusCode::OK, headers, false)?;
+        Ok(TunnelStream::new(self.recv, send, self.guard, Side::Server))
     }
 
     /// Answers with `status` and ends the stream.
@@ -224,11 +216,7 @@ impl Incoming {
     /// # Errors
     /// The peer gave up, or the connection was lost.
     pub fn refuse(mut self, status: StatusCode, headers: HeaderMap) -> Result<(), StreamError> {
-        let guard = self.guard.take().expect("present until answered");
-        self.respond
-            .answer(status, headers, true)
-            .map(drop)
-            .map_err(|error| guard.link().stream_error(&error))
+        self.answer(status, headers, true).map(drop)
     }
 
     /// Resets the request without an answer.
@@ -236,21 +224,28 @@ impl Incoming {
         self.respond.answered = true;
         self.respond.inner.send_reset(reason);
     }
-}
 
-impl Responder {
     fn answer(
         &mut self,
         status: StatusCode,
         headers: HeaderMap,
         end: bool,
-    ) -> Result<h2::SendStream<Bytes>, h2::Error> {
+    ) -> Result<h2::SendStream<Bytes>, StreamError> {
         let mut response = Response::new(());
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        let sent = self.inner.send_response(response, end);
-        self.answered = sent.is_ok();
-        sent
+        let error = match self.respond.inner.send_response(response, end) {
+            Ok(send) => {
+                self.respond.answered = true;
+                return Ok(send);
+            }
+            Err(error) => error,
+        };
+        // The usual cause is that the stream has ended, which h2 reports as misuse: ask for the reason.
+        match self.respond.inner.poll_reset(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Err(self.link.reset_error(outcome)),
+            Poll::Pending => Err(self.link.stream_error(&error)),
+        }
     }
 }
 

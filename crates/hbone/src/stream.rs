@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::Reason;
 
-use crate::error::{LostCause, StreamError};
+use crate::error::StreamError;
 use crate::link::{StreamGuard, WaitMark};
 
 /// One CONNECT stream, both directions.
@@ -255,7 +255,7 @@ impl TunnelSend {
             return Poll::Ready(StreamError::Finished);
         }
         let outcome = ready!(self.inner.poll_reset(cx));
-        Poll::Ready(self.reset_error(outcome))
+        Poll::Ready(self.guard.link().reset_error(outcome))
     }
 
     /// As [`Self::poll_reset`].
@@ -273,18 +273,10 @@ impl TunnelSend {
         if self.state == SendState::Open { Ok(()) } else { Err(StreamError::Finished) }
     }
 
-    fn reset_error(&self, outcome: Result<Reason, h2::Error>) -> StreamError {
-        match (self.guard.link().lost(), outcome) {
-            (Some(cause), _) => StreamError::ConnectionLost { cause },
-            (None, Ok(reason)) => StreamError::Reset(reason),
-            (None, Err(error)) => StreamError::ConnectionLost { cause: LostCause::of(&error) },
-        }
-    }
-
     /// Why a stream that was open here cannot send.
     fn closed_error(&mut self) -> StreamError {
         match self.inner.poll_reset(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => self.reset_error(outcome),
+            Poll::Ready(outcome) => self.guard.link().reset_error(outcome),
             Poll::Pending => StreamError::Finished,
         }
     }

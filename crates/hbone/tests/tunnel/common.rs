@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_hbone::pool::Spawner;
 use culvert_hbone::{
-    Client, ClientConfig, ClientHandle, Incoming, LostCause, Server, ServerConfig, TunnelRequest, TunnelStream,
+    Client, ClientConfig, ClientHandle, Incoming, LostCause, Server, ServerConfig, TunnelRequest,
+    TunnelStream,
 };
 use http::HeaderMap;
 use sha2::{Digest, Sha256};

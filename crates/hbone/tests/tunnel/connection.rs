@@ -4,7 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use culvert_hbone::server::BadRequest;
-use culvert_hbone::{Client, ClientConfig, ConnectError, Keepalive, LostCause, Reason, ServerConfig, StreamError};
+use culvert_hbone::{
+    Client, ClientConfig, ConnectError, Keepalive, LostCause, Reason, ServerConfig, StreamError,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::time::{Instant, timeout};
@@ -16,12 +18,12 @@ async fn request_and_answer_carry_their_headers() {
     let (handle, mut peer, _) = connect(ClientConfig::default(), ServerConfig::default()).await;
     let mut ours = request();
     ours.headers.insert("baggage", HeaderValue::from_static("service.name=a"));
-    let (answer, ()) = tokio::join!(handle.connect(ours), async {
+    let (answer, _held) = tokio::join!(handle.connect(ours), async {
         let incoming = peer.incoming.recv().await.unwrap();
         assert_eq!(incoming.validate_connect(), Ok(("10.0.0.1", 80)));
         assert_eq!(incoming.headers["baggage"], "service.name=a");
         let headers = HeaderMap::from_iter([(http::header::SERVER, HeaderValue::from_static("b"))]);
-        drop(incoming.accept(headers).unwrap());
+        incoming.accept(headers).unwrap()
     });
     assert_eq!(answer.unwrap().1[http::header::SERVER], "b");
 }
@@ -157,7 +159,8 @@ async fn end_of_an_idle_connection_is_not_an_error() {
 #[tokio::test(start_paused = true)]
 async fn client_finds_a_dead_peer() {
     let (near, mut far) = duplex(64 << 10);
-    let (handle, driver) = Client::handshake(near, &ClientConfig::default()).await.unwrap();
+    let config = ClientConfig { connect_timeout: Duration::from_secs(3600), ..ClientConfig::default() };
+    let (handle, driver) = Client::handshake(near, &config).await.unwrap();
     let driver = spawn(driver);
     let waiting = spawn(async move { handle.connect(request()).await.map(drop) });
     let reader = spawn(async move {
@@ -165,8 +168,6 @@ async fn client_finds_a_dead_peer() {
         while far.read(&mut sink).await.unwrap() > 0 {}
     });
     let begun = Instant::now();
-    let config = ClientConfig { connect_timeout: Duration::from_secs(3600), ..ClientConfig::default() };
-    drop(config);
     let cause = LostCause::Keepalive(Duration::from_secs(20));
     assert_eq!(driver.await.unwrap(), Err(cause));
     assert_eq!(begun.elapsed(), Duration::from_secs(30));
@@ -218,7 +219,12 @@ async fn a_peer_that_says_nothing_fails_the_handshake() {
     drop(near);
     let failed = culvert_hbone::Server::handshake(far, &config).await.map(drop).unwrap_err();
     assert!(
-        matches!(failed, culvert_hbone::HandshakeError::Lost(LostCause::Transport(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))),
+        matches!(
+            failed,
+            culvert_hbone::HandshakeError::Lost(LostCause::Transport(
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe
+            ))
+        ),
         "{failed:?}"
     );
 }

@@ -101,7 +101,10 @@ async fn reset_by_the_client_arrives_as_a_reset() {
         drop(path.client);
         assert_eq!(path.server.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
         let near = path.near.await.unwrap();
-        assert_eq!((near.close_cause, near.error), (CloseCause::ClientReset, Some(ErrorKind::ConnectionReset)));
+        assert_eq!(
+            (near.close_cause, near.error),
+            (CloseCause::ClientReset, Some(ErrorKind::ConnectionReset))
+        );
         if let Some(far) = path.far {
             let far = far.await.unwrap();
             assert_eq!((far.close_cause, far.reason), (CloseCause::PeerReset, Some(Reason::CANCEL)));
@@ -184,7 +187,10 @@ async fn large_transfers_both_ways_at_once() {
             writer.await.unwrap();
         }
         let outcome = path.near.await.unwrap();
-        assert_eq!((outcome.close_cause, outcome.sent, outcome.received), (CloseCause::Clean, 24 << 20, 24 << 20));
+        assert_eq!(
+            (outcome.close_cause, outcome.sent, outcome.received),
+            (CloseCause::Clean, 24 << 20, 24 << 20)
+        );
     }
 }
 

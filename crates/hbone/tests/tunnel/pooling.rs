@@ -103,7 +103,7 @@ async fn open_many(
         .collect();
     let mut opened = Vec::new();
     for task in tasks {
-        opened.push(task.await.unwrap());
+        opened.push(task.await.expect("no panic"));
     }
     opened
 }
@@ -311,7 +311,9 @@ async fn streams_that_wait_for_window_send_new_ones_elsewhere() {
 }
 
 /// Accepts every tunnel and never reads from it.
-fn silent_peer(world: &World) -> impl Future<Output = io::Result<(DuplexStream, ConnectionFacts)>> + Send + use<> {
+fn silent_peer(
+    world: &World,
+) -> impl Future<Output = io::Result<(DuplexStream, ConnectionFacts)>> + Send + use<> {
     let config = world.server.lock().clone();
     async move {
         let (near, far) = duplex(64 << 10);
