@@ -1,6 +1,5 @@
 //! Workloads: the running instances that send and receive.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
@@ -48,7 +47,7 @@ pub struct Workload {
     /// How the local proxy hands decapsulated bytes over (Z53).
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services it is an endpoint of, with its own target ports.
-    pub services: BTreeMap<NamespacedHostname, Ports>,
+    pub services: ServicePorts,
     /// Names (`namespace/name`) of the policies that select it. A name that is not known denies (design.md, fail closed).
     pub authorization_policies: SmallVec<[Str; 2]>,
     /// Kubernetes readiness (Z70).
@@ -136,6 +135,11 @@ pub struct ApplicationTunnel {
     pub port: u16,
 }
 
+/// A small map from service to ports, ordered by service. A tree's node has room for eleven entries, 720 bytes of it
+/// unused in the usual workload of one service; with 100,000 workloads that is most of what the mesh weighs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePorts(Box<[(NamespacedHostname, Ports)]>);
+
 /// Service port to target port, and what is spoken there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Ports(pub SmallVec<[Port; 2]>);
@@ -161,6 +165,81 @@ pub enum AppProtocol {
     Grpc,
     Tcp,
     Tls,
+}
+
+impl ServicePorts {
+    /// The ports at one service.
+    pub fn get(&self, service: &NamespacedHostname) -> Option<&Ports> {
+        let at = self.0.binary_search_by(|(key, _)| key.cmp(service)).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    /// Whether it is an endpoint of this service.
+    pub fn contains_key(&self, service: &NamespacedHostname) -> bool {
+        self.get(service).is_some()
+    }
+
+    /// Adds or replaces one service, and returns the ports it had there. Costs a copy of the map: many are better collected.
+    pub fn insert(&mut self, service: NamespacedHostname, ports: Ports) -> Option<Ports> {
+        match self.0.binary_search_by(|(key, _)| key.cmp(&service)) {
+            Ok(at) => Some(std::mem::replace(&mut self.0[at].1, ports)),
+            Err(at) => {
+                let mut all = std::mem::take(&mut self.0).into_vec();
+                all.reserve_exact(1);
+                all.insert(at, (service, ports));
+                self.0 = all.into_boxed_slice();
+                None
+            }
+        }
+    }
+
+    /// How many services there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it is an endpoint of none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The services in order.
+    pub fn keys(&self) -> impl Iterator<Item = &NamespacedHostname> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// Services and ports in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &Ports)> {
+        self.0.iter().map(|(key, ports)| (key, ports))
+    }
+}
+
+/// Of two entries for one service the later stands.
+impl FromIterator<(NamespacedHostname, Ports)> for ServicePorts {
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, Ports)>>(entries: I) -> Self {
+        let mut all: Vec<_> = entries.into_iter().collect();
+        // Stable, so equal keys stay in the order they came in.
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all.reverse();
+        all.dedup_by(|(a, _), (b, _)| a == b);
+        all.reverse();
+        Self(all.into_boxed_slice())
+    }
+}
+
+impl IntoIterator for ServicePorts {
+    type Item = (NamespacedHostname, Ports);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_vec().into_iter()
+    }
+}
+
+impl Serialize for ServicePorts {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
 }
 
 impl Ports {

@@ -1,7 +1,5 @@
 //! `istio.workload.Workload` (D03) and [`Workload`].
 
-use std::collections::BTreeMap;
-
 use culvert_proto::workload as proto;
 
 use super::{
@@ -51,11 +49,11 @@ pub fn decode(message: proto::Workload) -> Result<Workload, WorkloadError> {
             addresses.push(address);
         }
     }
-    let mut services = BTreeMap::new();
-    for (name, ports) in message.services {
+    let services = message.services.into_iter().map(|(name, ports)| {
         let ports = ports.ports.into_iter().map(port).collect::<Result<_, _>>()?;
-        services.insert(namespaced("services", &name)?, Ports(ports));
-    }
+        Ok::<_, ValueError>((namespaced("services", &name)?, Ports(ports)))
+    });
+    let services = services.collect::<Result<_, _>>()?;
     let locality = message.locality.unwrap_or_default();
     Ok(Workload {
         uid: message.uid.into(),
