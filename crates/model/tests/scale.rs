@@ -1,5 +1,7 @@
 //! A large mesh: 100,000 workloads and 10,000 services. Alone in its process, because it weighs the process.
 
+#![allow(clippy::unwrap_used, reason = "what a test writes is known to parse")]
+
 use std::time::Duration;
 
 use culvert_model::address::NetworkAddress;
