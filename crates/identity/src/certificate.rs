@@ -262,8 +262,8 @@ impl WorkloadCertificate {
         self.generation
     }
 
-    /// Whether it is over at `now`. The last second counts (RFC 5280 section 4.1.2.5 includes it, the clock of a peer may
-    /// not).
+    /// Whether it is over at `now`. RFC 5280 section 4.1.2.5 still counts `not_after` itself as valid; we do not, as a peer's
+    /// clock will be past it when it looks.
     #[must_use]
     pub fn expired(&self, now: SystemTime) -> bool {
         self.not_after <= now

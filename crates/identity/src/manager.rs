@@ -1,7 +1,7 @@
 //! Keeps a fresh certificate for each identity that has a pod on this node.
 //!
-//! One task an identity owns its renewal ([`renewal`]), which makes every fetch single-flight by construction; the fetches of
-//! all tasks share a few slots, given first to those that a connection waits for ([`slots`], Z89). Readers look at an
+//! One task an identity owns its renewal (`renewal`), which makes every fetch single-flight by construction; the fetches of
+//! all tasks share a few slots, given first to those that a connection waits for (`slots`, Z89). Readers look at an
 //! immutable table and never wait for a writer.
 
 mod renewal;
