@@ -170,7 +170,13 @@ fn z45_another_endpoint() {
     let (a, b) = (pod("a", &["100.64.2.1"]), pod("b", &["100.64.2.2"]));
     let world = || World::new().service(web()).workload(a.clone()).workload(b.clone());
     for seed in 0..20 {
-        let route = tunnel(decide(&world().snapshot(), &client(), "10.96.0.1:80", &[a.uid.clone()], seed));
+        let route = tunnel(decide(
+            &world().snapshot(),
+            &client(),
+            "10.96.0.1:80",
+            std::slice::from_ref(&a.uid),
+            seed,
+        ));
         assert_eq!(&*route.workload.name, "b");
     }
     let both = [a.uid.clone(), b.uid.clone()];
