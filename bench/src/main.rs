@@ -1,2 +1,91 @@
-//! Placeholder.
-fn main() {}
+//! `culvert-bench`: what the tunnel costs, beside direct TCP in the same run.
+//!
+//! Absolute numbers of one machine mean little; each line is printed with its ratio to the direct path between the same
+//! two namespaces.
+
+mod client;
+mod protocol;
+mod run;
+mod server;
+mod world;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Measures a tunnel beside direct TCP.
+#[derive(Debug, Parser)]
+#[command(version)]
+enum Cli {
+    /// Make a mesh of two nodes, measure it and the direct path, print a table.
+    Run(RunArgs),
+    /// Serve every measurement (runs inside a pod).
+    Serve {
+        /// Where.
+        #[arg(long, default_value = "[::]:9000")]
+        listen: SocketAddr,
+    },
+    /// Take one measurement (runs inside a pod); prints JSON.
+    Client {
+        /// What to measure.
+        #[arg(long)]
+        measure: client::Measure,
+        /// The server.
+        #[arg(long)]
+        target: SocketAddr,
+        /// Connections at once.
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        /// For how long, seconds.
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+    },
+}
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The `culvert` program; beside this one if absent.
+    #[arg(long)]
+    culvert: Option<PathBuf>,
+    /// Each measurement's length, seconds.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Times each pair is measured; the median is printed.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// `table` or `json`.
+    #[arg(short, long, default_value = "table")]
+    output: String,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse() {
+        Cli::Run(args) => run::run(&args),
+        Cli::Serve { listen } => block_on(2, server::serve(listen)),
+        Cli::Client { measure, target, connections, seconds } => {
+            block_on(1, client::measure(measure, target, connections, Duration::from_secs(seconds)))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("culvert-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(threads: usize, task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut builder = if threads == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        builder
+    };
+    builder.enable_all().build()?.block_on(task)
+}

@@ -3,6 +3,7 @@
 //! Functions that make a socket do so in the calling thread's namespace; wrap them in [`crate::NetNs::run`]. Functions
 //! that take a [`crate::NetNs`] do that themselves.
 
+mod accept;
 mod dial;
 mod info;
 mod listen;
@@ -13,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+pub use accept::Acceptor;
 pub use dial::{DialError, DialOptions, connect, socket_for};
 pub use info::{TcpInfo, TcpState, tcp_info};
 pub use listen::{ListenOptions, bind_udp, listen_tcp, listen_tcp_any};

@@ -1,0 +1,12 @@
+//! What a measuring client says first: one byte.
+
+/// The server reads to the end and answers with the count, 8 bytes big-endian.
+pub const SINK: u8 = b's';
+/// The server answers each [`REQUEST`] bytes with [`RESPONSE`] bytes.
+pub const ECHO: u8 = b'e';
+/// Bytes of a request: a small HTTP GET.
+pub const REQUEST: usize = 128;
+/// Bytes of a response: a small JSON body.
+pub const RESPONSE: usize = 1024;
+/// Bytes written at once in bulk.
+pub const CHUNK: usize = 256 * 1024;

@@ -1,0 +1,175 @@
+//! Two nodes, a server and two clients: one enrolled pair, one direct pair, between the same two nodes.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use crate::client::Outcome;
+
+/// A running mesh, taken down when dropped.
+#[derive(Debug)]
+pub struct World {
+    culvert: PathBuf,
+    bench: PathBuf,
+    dir: PathBuf,
+}
+
+/// Which pair of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Outside of the mesh: plain TCP.
+    Direct,
+    /// Through two proxies.
+    Mesh,
+}
+
+impl Route {
+    fn namespace(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Mesh => "mesh",
+        }
+    }
+}
+
+impl World {
+    /// Writes the manifests and starts everything.
+    pub fn start(culvert: PathBuf) -> anyhow::Result<Self> {
+        let bench = std::env::current_exe()?;
+        let dir = std::env::temp_dir().join(format!("culvert-bench-{}", std::process::id()));
+        let manifests = dir.join("manifests");
+        std::fs::create_dir_all(&manifests)?;
+        for path in [Route::Direct, Route::Mesh] {
+            std::fs::write(manifests.join(format!("{}.yaml", path.namespace())), manifest(path, &bench))?;
+        }
+        let world = Self { culvert, bench, dir };
+        let up = world.command().args(["up", "--detach", "-f"]).arg(&manifests).status()?;
+        ensure!(up.success(), "culvert up failed ({up}); its state is in {}", world.dir.display());
+        Ok(world)
+    }
+
+    /// One measurement in the client pod of a pair.
+    pub fn measure(
+        &self,
+        path: Route,
+        measure: &str,
+        connections: usize,
+        seconds: u64,
+    ) -> anyhow::Result<Outcome> {
+        let target = self.target(path)?;
+        let output = self
+            .client(path)
+            .args(["--measure", measure, "--target", &target])
+            .args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()])
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(output.status.success(), "the client failed ({}) at {measure}", output.status);
+        let outcome: Outcome = serde_json::from_slice(&output.stdout).context("the client's outcome")?;
+        ensure!(outcome.failed == 0, "{} of {connections} workers failed at {measure}", outcome.failed);
+        Ok(outcome)
+    }
+
+    /// Opens idle connections through the mesh; they close when the child's standard input does.
+    pub fn idle(&self, connections: usize) -> anyhow::Result<Child> {
+        let target = self.target(Route::Mesh)?;
+        let mut child = self
+            .client(Route::Mesh)
+            .args(["--measure", "idle", "--target", &target, "--connections", &connections.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        ensure!(line.contains("open"), "idle connections could not be opened");
+        Ok(child)
+    }
+
+    /// Resident memory of each node's proxy, bytes.
+    pub fn proxy_memory(&self) -> anyhow::Result<Vec<(String, u64)>> {
+        let status = self.status()?;
+        let mut memory = Vec::new();
+        for process in status["processes"].as_array().context("status has no processes")? {
+            if process["role"] == "proxy" {
+                let pid = process["pid"].as_u64().context("a proxy without pid")?;
+                let name = process["node"].as_str().unwrap_or("?").to_owned();
+                memory.push((name, resident(pid)?));
+            }
+        }
+        ensure!(!memory.is_empty(), "status names no proxy");
+        Ok(memory)
+    }
+
+    fn target(&self, path: Route) -> anyhow::Result<String> {
+        let status = self.status()?;
+        for pod in status["pods"].as_array().context("status has no pods")? {
+            if pod["namespace"] == path.namespace() && pod["name"] == "server" {
+                let ip = pod["podIPs"][0].as_str().context("the server has no address")?;
+                return Ok(if ip.contains(':') { format!("[{ip}]:9000") } else { format!("{ip}:9000") });
+            }
+        }
+        bail!("status names no server in {}", path.namespace())
+    }
+
+    fn status(&self) -> anyhow::Result<Value> {
+        let output = self.command().args(["status", "-o", "json"]).output()?;
+        serde_json::from_slice(&output.stdout).context("culvert status -o json")
+    }
+
+    fn client(&self, path: Route) -> Command {
+        let mut command = self.command();
+        command.args(["exec", "-n", path.namespace(), "client", "--"]).arg(&self.bench).arg("client");
+        command
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.culvert);
+        command.env("CULVERT_STATE", self.dir.join("state"));
+        command
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.command().arg("down").status();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn manifest(path: Route, bench: &Path) -> String {
+    let namespace = path.namespace();
+    let label = if path == Route::Mesh { "\n  labels: {istio.io/dataplane-mode: ambient}" } else { "" };
+    let bench = bench.display();
+    format!(
+        "apiVersion: v1
+kind: Namespace
+metadata:
+  name: {namespace}{label}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: server, namespace: {namespace}}}
+spec:
+  nodeName: node-b
+  containers:
+    - {{name: main, image: bench, command: ['{bench}', serve], readinessProbe: {{tcpSocket: {{port: 9000}}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: client, namespace: {namespace}}}
+spec:
+  nodeName: node-a
+  containers:
+    - {{name: main, image: bench, command: [sleep, infinity]}}
+"
+    )
+}
+
+fn resident(pid: u64) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
+    Ok(kib * 1024)
+}

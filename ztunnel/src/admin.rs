@@ -1,0 +1,96 @@
+//! What the proxy tells people: admin page, metrics, readiness (Z01, Z112, Z113).
+
+use std::sync::Arc;
+
+use culvert_runtime::admin::{AdminServer, json, text};
+use culvert_runtime::drain::DrainWatcher;
+use culvert_runtime::metrics::{CONTENT_TYPE, Metrics as Registry};
+use culvert_runtime::tasks::Tasks;
+use culvert_runtime::telemetry::FilterHandle;
+use http::StatusCode;
+use http::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
+use serde_json::{Value, json as value};
+
+use crate::app::bind;
+use crate::pods::{Pods, Shared};
+
+/// Opens the three ports.
+///
+/// # Errors
+/// One cannot be bound.
+pub fn serve(
+    tasks: &Tasks,
+    shared: &Arc<Shared>,
+    pods: &Arc<Pods>,
+    registry: &Registry,
+    filter: FilterHandle,
+    drain: &DrainWatcher,
+) -> anyhow::Result<()> {
+    let config = &shared.config;
+    let ports = [
+        ("admin", config.admin_listen, admin(shared, pods, &filter)),
+        ("metrics", config.metrics_listen, metrics(shared, registry)),
+        ("readiness", config.readiness_listen, AdminServer::new().readiness(shared.readiness.clone())),
+    ];
+    for (name, address, server) in ports {
+        let listener = bind(name, address)?;
+        let drain = drain.clone();
+        tasks.spawn(name, async move {
+            if let Err(error) = server.serve(listener, drain).await {
+                tracing::error!(port = name, %error, "no longer served");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle) -> AdminServer {
+    let dump = (shared.clone(), pods.clone());
+    let connections = shared.clone();
+    let certificates = shared.clone();
+    let listed = pods.clone();
+    AdminServer::new()
+        .logging(filter)
+        .route("GET", "/config_dump", "everything the proxy knows, JSON", move |_| {
+            std::future::ready(json(&config_dump(&dump.0, &dump.1)))
+        })
+        .route("GET", "/connections", "open connections, JSON", move |_| {
+            std::future::ready(json(&connections.observer.connections.list()))
+        })
+        .route("GET", "/certificates", "certificates of this node's pods, JSON", move |_| {
+            std::future::ready(json(&certificates.certificates.list()))
+        })
+        .route("GET", "/pods", "pods of this node, JSON", move |_| std::future::ready(json(&listed.list())))
+}
+
+/// Bytes of connections that are still open are counted at each scrape, so that a long transfer shows while it runs.
+fn metrics(shared: &Arc<Shared>, registry: &Registry) -> AdminServer {
+    let mut server = AdminServer::new();
+    for path in ["/metrics", "/stats/prometheus"] {
+        let (shared, registry) = (shared.clone(), registry.clone());
+        server = server.route("GET", path, "metrics, OpenMetrics text", move |_| {
+            for live in shared.observer.connections.all() {
+                shared.observer.metrics.traffic(&live);
+            }
+            let mut response = text(StatusCode::OK, registry.encode());
+            response.headers_mut().insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(CONTENT_TYPE));
+            std::future::ready(response)
+        });
+    }
+    server
+}
+
+fn config_dump(shared: &Shared, pods: &Pods) -> Value {
+    let snapshot = shared.state.load_full();
+    value!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": shared.config.node,
+        "generation": snapshot.generation(),
+        "workloads": snapshot.workloads().collect::<Vec<_>>(),
+        "services": snapshot.services().collect::<Vec<_>>(),
+        "policies": snapshot.policies().collect::<Vec<_>>(),
+        "certificates": shared.certificates.list(),
+        "pods": pods.list(),
+        "connections": shared.observer.connections.list(),
+    })
+}

@@ -1,0 +1,79 @@
+//! What was done for each pod, where the control plane reads it: it takes a pod for one that speaks HBONE only when it is
+//! reported enabled (C09, C10), so the report comes last when joining and goes first when leaving.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use culvert_k8s_api::status::RedirectionStatus;
+
+/// One file a pod, `<node>/redirection/<uid>.json`.
+#[derive(Debug)]
+pub struct Reports {
+    dir: PathBuf,
+}
+
+impl Reports {
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn open(node_dir: &Path) -> anyhow::Result<Self> {
+        let dir = node_dir.join("redirection");
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Writes a pod's report, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set(&self, uid: &str, status: &RedirectionStatus) -> anyhow::Result<()> {
+        let path = self.path(uid)?;
+        let bytes = serde_json::to_vec(status)?;
+        if fs::read(&path).is_ok_and(|old| old == bytes) {
+            return Ok(());
+        }
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, &bytes).with_context(|| format!("writing {}", temporary.display()))?;
+        fs::rename(&temporary, &path).with_context(|| format!("renaming to {}", path.display()))
+    }
+
+    /// Takes a pod's report away; none is as good.
+    ///
+    /// # Errors
+    /// The file is there and cannot be removed.
+    pub fn clear(&self, uid: &str) -> anyhow::Result<()> {
+        let path = self.path(uid)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is a report of this pod.
+    pub fn is_reported(&self, uid: &str) -> bool {
+        self.path(uid).is_ok_and(|path| path.exists())
+    }
+
+    /// The pods reported by whoever ran here before.
+    pub fn reported(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
+            .collect()
+    }
+
+    fn path(&self, uid: &str) -> anyhow::Result<PathBuf> {
+        let plain = !uid.is_empty()
+            && uid.len() <= 128
+            && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        anyhow::ensure!(plain, "pod uid {uid:?} must be 1 to 128 letters, digits and '-'");
+        Ok(self.dir.join(format!("{uid}.json")))
+    }
+}

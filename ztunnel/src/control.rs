@@ -1,0 +1,263 @@
+//! Follows the control plane: what it sends is decoded and staged, committed as one snapshot, and acknowledged once the
+//! open connections have been judged by it (design.md, "Generations").
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use culvert_identity::token::TokenFile;
+use culvert_model::Str;
+use culvert_model::snapshot::{Change, Changed, SnapshotWriter, Update};
+use culvert_model::wire;
+use culvert_proto::discovery::Node;
+use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
+use culvert_runtime::readiness;
+use culvert_xds::client::{
+    AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Responder, Unobserved,
+};
+use culvert_xds::gate::{Gate, Verdict};
+use culvert_xds::state::{Delivery, Rejection, Subscription};
+use tokio::sync::mpsc;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+
+use crate::config::ProxyConfig;
+use crate::inbound::rejudge;
+use crate::pods::{Pods, Shared};
+
+/// Events that wait: the client stops reading the stream while the queue is full, so this bounds messages in memory.
+const QUEUE: usize = 4;
+const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL];
+
+/// Follows the control plane until the process ends; while it is away the last snapshot stays in force.
+pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
+    let (sink, mut events) = mpsc::channel(QUEUE);
+    let client = AdsClient::new(client_config(&shared.config, channel));
+    let drain = shared.drain.clone();
+    let following = culvert_runtime::tasks::Tasks::new("xds");
+    following.spawn("xds client", client.run(sink, drain));
+    let mut staging = Staging::new(shared, pods);
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Connected => staging.connected(),
+            Event::Delivery(delivery, responder) => staging.delivered(delivery, responder),
+            Event::Disconnected { .. } => {}
+        }
+    }
+}
+
+fn client_config(config: &ProxyConfig, channel: Channel) -> ClientConfig {
+    let token = TokenFile::new(&config.token_file);
+    ClientConfig {
+        connect: Arc::new(move || {
+            let channel = channel.clone();
+            Box::pin(async move { Ok(channel) })
+        }),
+        credentials: Arc::new(move || {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", token.authorization()?);
+            Ok(metadata)
+        }),
+        node: node(config),
+        subscriptions: TYPES.map(|t| Subscription { type_url: t.to_owned(), names: Vec::new() }).to_vec(),
+        backoff: BACKOFF,
+        random: fastrand::Rng::new(),
+        max_message_bytes: MAX_MESSAGE_BYTES,
+        observer: Arc::new(Unobserved),
+    }
+}
+
+/// Who asks (Z94).
+fn node(config: &ProxyConfig) -> Node {
+    let ProxyConfig { node_ip, pod_name, pod_namespace, cluster_domain, .. } = config;
+    let id = format!("ztunnel~{node_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.{cluster_domain}");
+    let mut node = culvert_xds::node_with_generations(id);
+    let fields = [
+        ("NODE_NAME", config.node.as_str()),
+        ("NAME", pod_name),
+        ("NAMESPACE", pod_namespace),
+        ("CLUSTER_ID", &config.cluster_id),
+        ("NETWORK", &config.network),
+        ("ISTIO_VERSION", env!("CARGO_PKG_VERSION")),
+    ];
+    let metadata = node.metadata.get_or_insert_default();
+    for (key, value) in fields {
+        metadata.fields.insert(key.to_owned(), string(value));
+    }
+    node
+}
+
+fn string(text: &str) -> prost_types::Value {
+    prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.to_owned())) }
+}
+
+/// What has arrived and is not yet in force.
+struct Staging {
+    shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    writer: SnapshotWriter,
+    gate: Gate,
+    /// Acknowledged parts of a push whose end is still to come: the server does not send them again.
+    parts: Vec<Update>,
+    /// Complete for their type, to be acknowledged with the commit.
+    held: Vec<Held>,
+    committed: HashSet<String>,
+    waiting: Option<readiness::Task>,
+}
+
+struct Held {
+    type_url: String,
+    update: Update,
+    rejections: Vec<Rejection>,
+    responder: Responder,
+}
+
+impl Staging {
+    fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
+        let waiting = Some(shared.readiness.register("first push of the control plane"));
+        Self {
+            shared,
+            pods,
+            writer: SnapshotWriter::new(),
+            gate: Gate::new(TYPES),
+            parts: Vec::new(),
+            held: Vec::new(),
+            committed: HashSet::new(),
+            waiting,
+        }
+    }
+
+    /// What was held was not acknowledged, so the control plane sends it again.
+    fn connected(&mut self) {
+        tracing::info!("connected to the control plane");
+        self.gate.connected();
+        self.held.clear();
+    }
+
+    fn delivered(&mut self, delivery: Delivery, responder: Responder) {
+        let verdict = self.gate.delivered(&delivery);
+        let type_url = delivery.type_url.clone();
+        let (update, rejections) = decode(delivery);
+        for rejection in &rejections {
+            tracing::warn!(resource = %rejection.name, reason = %rejection.reason, "the control plane sent what cannot be used");
+        }
+        match verdict {
+            Verdict::Acknowledge => {
+                self.parts.push(update);
+                answer(responder, rejections, &self.shared);
+            }
+            Verdict::Hold => self.held.push(Held { type_url, update, rejections, responder }),
+            Verdict::Commit => {
+                self.held.push(Held { type_url, update, rejections, responder });
+                self.commit();
+            }
+        }
+    }
+
+    /// Everything staged becomes the snapshot at once; then what is open is judged by it; then it is acknowledged.
+    fn commit(&mut self) {
+        let mut changed = Changed::default();
+        let mut answers = Vec::new();
+        for part in self.parts.drain(..) {
+            extend(&mut changed, self.writer.apply(part).changed);
+        }
+        for held in self.held.drain(..) {
+            extend(&mut changed, self.writer.apply(held.update).changed);
+            self.committed.insert(held.type_url);
+            answers.push((held.responder, held.rejections));
+        }
+        let old = self.shared.state.load_full();
+        let snapshot = Arc::new(self.writer.snapshot().clone());
+        self.shared.state.commit(snapshot.clone());
+        if !changed.policies.is_empty() || !changed.workloads.is_empty() {
+            let ended = rejudge(&snapshot, &self.shared.observer.connections);
+            if ended > 0 {
+                tracing::info!(ended, "connections that policy no longer allows were ended");
+            }
+        }
+        self.evict(&old, &changed);
+        for (responder, rejections) in answers {
+            answer(responder, rejections, &self.shared);
+        }
+        if TYPES.iter().all(|t| self.committed.contains(*t)) {
+            self.waiting = None;
+        }
+        let (workloads, services, policies) = snapshot.sizes();
+        tracing::debug!(generation = snapshot.generation(), workloads, services, policies, "committed");
+    }
+
+    /// Tunnels to an address whose workload is gone or is another one now must not serve new streams (trap 18).
+    fn evict(&self, old: &culvert_model::snapshot::Snapshot, changed: &Changed) {
+        let stale: HashSet<IpAddr> = changed
+            .workloads
+            .iter()
+            .filter(|(_, change)| *change != Change::Added)
+            .filter_map(|(uid, _)| {
+                let before = old.workload_by_uid(uid)?;
+                let after = self.writer.snapshot().workload_by_uid(uid);
+                let same = after.is_some_and(|after| {
+                    after.identity == before.identity
+                        && after.addresses == before.addresses
+                        && after.tunnel_protocol == before.tunnel_protocol
+                });
+                (!same).then(|| before.addresses.to_vec())
+            })
+            .flatten()
+            .collect();
+        if stale.is_empty() {
+            return;
+        }
+        for pod in self.pods.all() {
+            for pool in &pod.pools {
+                pool.evict(|key, _| stale.contains(&key.peer.ip()) || stale.contains(&key.destination.ip()));
+            }
+        }
+    }
+}
+
+fn extend(changed: &mut Changed, more: Changed) {
+    changed.workloads.extend(more.workloads);
+    changed.services.extend(more.services);
+    changed.policies.extend(more.policies);
+}
+
+fn answer(responder: Responder, rejections: Vec<Rejection>, shared: &Shared) {
+    if rejections.is_empty() {
+        shared.observer.metrics.xds_accepted.inc();
+    } else {
+        shared.observer.metrics.xds_rejected.inc();
+    }
+    responder.accept_except(rejections);
+}
+
+fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
+    let generation = match delivery.generation {
+        culvert_xds::Generation::Ours { number, .. } => number,
+        culvert_xds::Generation::Foreign(_) => 0,
+    };
+    let mut update = Update { generation, ..Update::default() };
+    let mut rejections = BTreeMap::new();
+    let removed = delivery.removed.into_iter().map(Str::from).collect();
+    if delivery.type_url == ADDRESS_TYPE_URL {
+        update.removed_addresses = removed;
+        for resource in delivery.added {
+            match wire::address(&resource.name, &resource.body) {
+                Ok(address) => update.addresses.push(address),
+                Err(error) => {
+                    rejections.insert(resource.name, error.to_string());
+                }
+            }
+        }
+    } else {
+        update.removed_policies = removed;
+        for resource in delivery.added {
+            let decoded = wire::policy(&resource.name, &resource.body);
+            // In force even so: it denies what it might have denied.
+            update.policies.push(decoded.policy);
+            if let Some(error) = decoded.error {
+                rejections.insert(resource.name, error.to_string());
+            }
+        }
+    }
+    (update, rejections.into_iter().map(|(name, reason)| Rejection { name, reason }).collect())
+}

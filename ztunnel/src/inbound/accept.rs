@@ -1,0 +1,121 @@
+//! An HBONE connection: its handshakes, then its streams, until either side is done with it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use culvert_hbone::config::ServerConfig;
+use culvert_hbone::server::{Server, ServerConnection};
+use culvert_identity::tls::{PeerFacts, peer_facts};
+use culvert_identity::verify::refusal;
+use culvert_model::outcome::Reason;
+use culvert_net::socket::{arm_reset, canonical, tune_accepted};
+use culvert_runtime::drain::Mode;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::deliver;
+use crate::config::HANDSHAKE_TIMEOUT;
+use crate::io::{ReadAhead, TLS_WRITE_BUFFER};
+use crate::observe::flow::{End, Failure};
+use crate::observe::{Direction, Flow, Phase};
+use crate::pods::{KEEPALIVE, Pod};
+
+/// What all streams of a connection share.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address, as the pod sees it.
+    pub address: SocketAddr,
+    /// Our side of the connection: the pod's address and port 15008.
+    pub local: SocketAddr,
+    /// What its certificate says.
+    pub facts: PeerFacts,
+}
+
+/// Serves one HBONE connection.
+pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, from: SocketAddr) {
+    let accepted = SystemTime::now();
+    let prepared = (|| {
+        stream.set_nonblocking(true)?;
+        tune_accepted(&stream, &KEEPALIVE)?;
+        let local = canonical(stream.local_addr()?);
+        Ok::<_, std::io::Error>((TcpStream::from_std(stream)?, local))
+    })();
+    let Ok((stream, local)) = prepared else { return };
+    match handshake(&pod, stream, from, local).await {
+        Ok((connection, peer)) => streams(&pod, connection, Arc::new(peer)).await,
+        Err(failure) => {
+            let mut flow = Flow::new(Direction::Inbound, from, local);
+            flow.accepted_at = accepted;
+            flow.mark(Phase::Accept);
+            pod.shared.observer.begin(flow).finish(End::Failed(failure));
+        }
+    }
+}
+
+type Connection = ServerConnection<TlsStream<ReadAhead>>;
+
+async fn handshake(
+    pod: &Pod,
+    stream: TcpStream,
+    from: SocketAddr,
+    local: SocketAddr,
+) -> Result<(Connection, Peer), Failure> {
+    let certificate = pod.shared.certificates.get(&pod.identity).await.map_err(|e| {
+        let _ = arm_reset(&stream);
+        Failure::new(Reason::NoCertificate, format!("no certificate for {}: {e}", pod.identity))
+    })?;
+    let acceptor = TlsAcceptor::from(pod.tls.server(&certificate));
+    let mut tls = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(stream)))
+        .await
+        .map_err(|_| Failure::new(Reason::TlsHandshake, "no TLS handshake in 10 s"))?
+        .map_err(|e| tls_failure(&e))?;
+    let (_, connection) = tls.get_mut();
+    connection.set_buffer_limit(Some(TLS_WRITE_BUFFER));
+    let facts = peer_facts(connection)
+        .map_err(|e| Failure::new(Reason::PeerIdentity, format!("the client's certificate: {e}")))?;
+    let connection = Server::handshake(tls, &ServerConfig::default())
+        .await
+        .map_err(|e| Failure::new(Reason::Http2Handshake, e.to_string()))?;
+    Ok((connection, Peer { address: from, local, facts }))
+}
+
+/// Accepts streams until the connection ends; a drain says goodbye (GOAWAY) and lets open streams finish.
+async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
+    let mut draining = false;
+    loop {
+        let incoming = tokio::select! {
+            incoming = connection.accept() => incoming,
+            mode = pod.drain.started(), if !draining => {
+                draining = true;
+                match mode {
+                    Mode::Graceful => connection.graceful_shutdown(),
+                    Mode::Immediate => return,
+                }
+                continue;
+            }
+            () = pod.drain.forced() => return,
+        };
+        match incoming {
+            Some(Ok(incoming)) => {
+                let (pod, peer) = (pod.clone(), peer.clone());
+                pod.clone().tasks.spawn("inbound stream", deliver::serve(pod, peer, incoming));
+            }
+            Some(Err(cause)) => {
+                tracing::debug!(pod = %pod.workload_uid, peer = %peer.address, %cause, "an HBONE connection was lost");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+fn tls_failure(error: &std::io::Error) -> Failure {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner.and_then(refusal) {
+        Some(refused) => Failure::new(Reason::PeerIdentity, format!("the client's certificate: {refused}")),
+        None => Failure::new(Reason::TlsHandshake, format!("TLS: {error}")),
+    }
+}

@@ -1,0 +1,11 @@
+//! What the pod receives: `accept -> authorize -> deliver`, over HBONE or in plaintext.
+
+mod accept;
+mod authorize;
+mod deliver;
+mod plaintext;
+mod rejudge;
+
+pub use accept::serve as serve_hbone;
+pub use plaintext::serve as serve_plaintext;
+pub use rejudge::rejudge;

@@ -1,0 +1,213 @@
+//! What sits between sockets and the tunnel: larger reads below TLS, byte counts, and the ways a connection is ended from
+//! outside.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use culvert_hbone::copy::CopyObserver;
+use culvert_model::outcome::Reason;
+use culvert_runtime::drain::DrainWatcher;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::observe::flow::Failure;
+use crate::observe::{Flow, Live, Phase};
+
+/// Plaintext that rustls may hold as records not yet written: four times its default, so that bulk data leaves in fewer
+/// writes. Held only while the peer is slow to read; at most this a connection.
+pub const TLS_WRITE_BUFFER: usize = 256 * 1024;
+/// What one `recv` may bring: sixteen TLS records instead of one. Held only while it is not empty.
+const READ_AHEAD: usize = 256 * 1024;
+/// Below this the reader asks for so little (a record's header) that its own buffer is no place to read into.
+const SMALL_READ: usize = 64 * 1024;
+
+/// A TCP stream that reads ahead: TLS asks for one record at a time, and a `recv` for each would cost more than copying
+/// from a buffer. The buffer exists only between a read that filled it and the reads that empty it, so that an idle
+/// connection holds none.
+#[derive(Debug)]
+pub struct ReadAhead {
+    stream: TcpStream,
+    held: Vec<u8>,
+    taken: usize,
+    /// How much the last read brought: a connection of small messages gets a small buffer.
+    appetite: usize,
+}
+
+impl ReadAhead {
+    /// Nothing read yet.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, held: Vec::new(), taken: 0, appetite: 4096 }
+    }
+
+    /// The socket itself.
+    pub fn get_ref(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // Readiness first, memory second.
+            ready!(self.stream.poll_read_ready(cx))?;
+            let mut buffer = Vec::with_capacity(self.appetite);
+            match self.stream.try_read_buf(&mut buffer) {
+                Ok(length) => {
+                    self.appetite = if length == buffer.capacity() {
+                        (self.appetite * 4).min(READ_AHEAD)
+                    } else {
+                        (length * 2).next_power_of_two().clamp(4096, READ_AHEAD)
+                    };
+                    self.held = buffer;
+                    self.taken = 0;
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncRead for ReadAhead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.taken == this.held.len() {
+            if buf.remaining() >= SMALL_READ {
+                return Pin::new(&mut this.stream).poll_read(cx, buf);
+            }
+            ready!(this.fill(cx))?;
+        }
+        let available = &this.held[this.taken..];
+        let length = available.len().min(buf.remaining());
+        buf.put_slice(&available[..length]);
+        this.taken += length;
+        if this.taken == this.held.len() {
+            this.held = Vec::new();
+            this.taken = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReadAhead {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Which end of the connection the socket of a copy belongs to; the other end is the tunnel or the second socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one who opened the connection.
+    Source,
+    /// The one it is for.
+    Destination,
+}
+
+/// Counts a copy's bytes into the connection's totals, and notes when the first went each way.
+#[derive(Debug)]
+pub struct Counting {
+    live: Arc<Live>,
+    side: Side,
+    since: Instant,
+    /// Microseconds after `since`, at least 1; 0 while nothing has gone that way.
+    first_sent: AtomicU32,
+    first_received: AtomicU32,
+}
+
+impl Counting {
+    /// For a copy whose first socket is on `side`.
+    pub fn new(live: Arc<Live>, side: Side) -> Self {
+        let never = || AtomicU32::new(0);
+        Self { live, side, since: Instant::now(), first_sent: never(), first_received: never() }
+    }
+
+    /// Writes the first bytes' times into the flow.
+    pub fn phases(&self, flow: &mut Flow) {
+        for (phase, at) in
+            [(Phase::FirstSent, &self.first_sent), (Phase::FirstReceived, &self.first_received)]
+        {
+            let micros = at.load(Ordering::Relaxed);
+            if micros > 0 {
+                flow.mark_after(Phase::Open, phase, micros);
+            }
+        }
+    }
+
+    fn note(&self, first: &AtomicU32) {
+        if first.load(Ordering::Relaxed) == 0 {
+            let micros = u32::try_from(self.since.elapsed().as_micros()).unwrap_or(u32::MAX);
+            first.store(micros.max(1), Ordering::Relaxed);
+        }
+    }
+
+    fn towards_destination(&self, bytes: u64) {
+        self.note(&self.first_sent);
+        self.live.count_sent(bytes);
+    }
+
+    fn towards_source(&self, bytes: u64) {
+        self.note(&self.first_received);
+        self.live.count_received(bytes);
+    }
+}
+
+impl CopyObserver for &Counting {
+    fn on_sent(&self, bytes: u64) {
+        match self.side {
+            Side::Source => self.towards_destination(bytes),
+            Side::Destination => self.towards_source(bytes),
+        }
+    }
+
+    fn on_received(&self, bytes: u64) {
+        match self.side {
+            Side::Source => self.towards_source(bytes),
+            Side::Destination => self.towards_destination(bytes),
+        }
+    }
+}
+
+/// Resolves when the connection has to end although both its sides would go on.
+pub fn killed(
+    live: &Arc<Live>,
+    drain: &DrainWatcher,
+) -> impl Future<Output = Failure> + Send + 'static + use<> {
+    let (live, drain) = (live.clone(), drain.clone());
+    async move {
+        let killed = live.killed();
+        tokio::select! {
+            () = killed => live.killed_for().cloned().unwrap_or_else(|| {
+                Failure::new(Reason::Internal, "the connection was ended without a reason")
+            }),
+            () = drain.forced() => Failure::new(Reason::Draining, "the deadline of the drain passed"),
+        }
+    }
+}

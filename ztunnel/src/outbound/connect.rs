@@ -1,0 +1,236 @@
+//! The next hop: a stream in a tunnel, or a plain connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_hbone::client::TunnelRequest;
+use culvert_hbone::error::ConnectError;
+use culvert_hbone::pool::{ConnectionFacts, OpenError, Pool, PoolConfig, Spawner};
+use culvert_hbone::stream::TunnelStream;
+use culvert_identity::certificate::WorkloadCertificate;
+use culvert_identity::tls::{peer_facts, unnamed};
+use culvert_identity::verify::refusal;
+use culvert_model::outcome::Reason;
+use culvert_model::resolve::{Resolved, TunnelKind, TunnelRoute};
+use culvert_net::socket::{DialError, DialOptions, connect};
+use culvert_runtime::tasks::Tasks;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_MARK};
+use crate::headers;
+use crate::observe::flow::{Failure, Security};
+use crate::observe::{Flow, Phase};
+use crate::pods::{KEEPALIVE, Pod};
+use crate::tls::Expected;
+
+/// A pod's tunnels on one worker.
+pub type TunnelPool = Pool<TunnelKey, Failure>;
+
+/// Streams share a tunnel only if all of this is equal; the source pod and its identity are the pool's own (Z21).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// The other proxy.
+    pub peer: SocketAddr,
+    /// Who it must be.
+    pub expected: Expected,
+    /// The final destination: bytes for two of them never share a connection's fate.
+    pub destination: SocketAddr,
+}
+
+/// The way onwards.
+#[derive(Debug)]
+pub enum Hop {
+    /// Inside HBONE.
+    Tunnel(TunnelStream),
+    /// Plain TCP.
+    Plain(TcpStream),
+}
+
+/// Why a hop could not be opened.
+#[derive(Debug)]
+pub struct HopError {
+    /// The reason, for the log.
+    pub failure: Failure,
+    /// Nothing was sent, and another endpoint of the service might answer.
+    pub another_may_do: bool,
+}
+
+/// The tunnels of one pod on one worker.
+pub fn pool(runtime: Handle, tasks: Tasks, idle: Duration) -> TunnelPool {
+    let spawner: Spawner = Arc::new(move |driver| {
+        tasks.spawn_on(&runtime, "tunnel", driver);
+    });
+    Pool::new(PoolConfig { idle_timeout: idle, ..PoolConfig::default() }, spawner)
+}
+
+/// Opens the hop that was decided on.
+pub async fn open(
+    pod: &Arc<Pod>,
+    worker: usize,
+    resolved: &Resolved,
+    flow: &mut Flow,
+) -> Result<Hop, HopError> {
+    match resolved {
+        Resolved::Passthrough { destination } | Resolved::Plain { destination, .. } => {
+            plain(pod, *destination, flow).await
+        }
+        Resolved::Tunnel(route) if matches!(route.kind, TunnelKind::Gateway(_)) => {
+            Err(HopError::last(Failure::new(
+                Reason::UnsupportedProtocol,
+                format!(
+                    "{} is on another network, and tunnels in tunnels are not supported yet",
+                    route.target
+                ),
+            )))
+        }
+        Resolved::Tunnel(route) => tunnel(pod, worker, route, flow).await,
+        Resolved::NeedsDns(needed) => Err(HopError::last(Failure::new(
+            Reason::Unreachable,
+            format!(
+                "{} has no address, and looking names up on demand is not supported yet",
+                needed.hostname
+            ),
+        ))),
+    }
+}
+
+async fn plain(pod: &Pod, destination: SocketAddr, flow: &mut Flow) -> Result<Hop, HopError> {
+    let stream = dial(pod, destination).await.map_err(|e| HopError::dial(&e, destination))?;
+    flow.mark(Phase::Connect);
+    Ok(Hop::Plain(stream))
+}
+
+async fn tunnel(
+    pod: &Arc<Pod>,
+    worker: usize,
+    route: &TunnelRoute,
+    flow: &mut Flow,
+) -> Result<Hop, HopError> {
+    let certificate = pod.shared.certificates.get(&pod.identity).await.map_err(|e| {
+        HopError::last(Failure::new(
+            Reason::NoCertificate,
+            format!("no certificate for {}: {e}", pod.identity),
+        ))
+    })?;
+    flow.mark(Phase::Certificate);
+    flow.security = Security::MutualTls;
+    flow.destination.identity = route.expected.first().cloned();
+    let key = TunnelKey {
+        peer: route.peer,
+        expected: route.expected.iter().cloned().collect(),
+        destination: route.target,
+    };
+    let request = TunnelRequest { authority: route.authority.clone(), headers: headers::request(flow) };
+    let dialler = || dial_tunnel(pod, &key, &certificate);
+    let opened = pod.pools[worker]
+        .open(&key, &dialler, request)
+        .await
+        .map_err(|error| HopError::tunnel(error, route.peer))?;
+    flow.mark(Phase::Handshake);
+    Ok(Hop::Tunnel(opened.stream))
+}
+
+async fn dial_tunnel(
+    pod: &Pod,
+    key: &TunnelKey,
+    certificate: &Arc<WorkloadCertificate>,
+) -> Result<(TlsStream<crate::io::ReadAhead>, ConnectionFacts), Failure> {
+    let stream = dial(pod, key.peer).await.map_err(|e| HopError::dial(&e, key.peer).failure)?;
+    let connector = TlsConnector::from(pod.tls.client(certificate, &key.expected));
+    let handshake = connector.connect(unnamed(), crate::io::ReadAhead::new(stream));
+    let mut tls = timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| {
+            Failure::new(Reason::TlsHandshake, format!("no TLS handshake with {} in 10 s", key.peer))
+        })?
+        .map_err(|e| tls_failure(&e, key.peer))?;
+    let (_, connection) = tls.get_mut();
+    connection.set_buffer_limit(Some(crate::io::TLS_WRITE_BUFFER));
+    let peer = peer_facts(connection)
+        .map_err(|e| Failure::new(Reason::PeerIdentity, format!("certificate of {}: {e}", key.peer)))?;
+    let facts = ConnectionFacts {
+        valid_until: Some(certificate.not_after().min(peer.not_after)),
+        fingerprint: certificate.generation(),
+        remote_addr: Some(key.peer),
+        ..ConnectionFacts::default()
+    };
+    Ok((tls, facts))
+}
+
+async fn dial(pod: &Pod, destination: SocketAddr) -> Result<TcpStream, DialError> {
+    let options = DialOptions {
+        mark: Some(PROXY_MARK),
+        nodelay: true,
+        keepalive: Some(KEEPALIVE),
+        ..DialOptions::default()
+    };
+    connect(&pod.netns, destination, &options, CONNECT_TIMEOUT).await
+}
+
+fn tls_failure(error: &std::io::Error, peer: SocketAddr) -> Failure {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner.and_then(refusal) {
+        Some(refused) => {
+            Failure::new(Reason::PeerIdentity, format!("{peer} is not who it must be: {refused}"))
+        }
+        None => Failure::new(Reason::TlsHandshake, format!("TLS with {peer}: {error}")),
+    }
+}
+
+impl HopError {
+    fn last(failure: Failure) -> Self {
+        Self { failure, another_may_do: false }
+    }
+
+    fn dial(error: &DialError, to: SocketAddr) -> Self {
+        let (reason, hint) = match error {
+            DialError::Refused { .. } => (Reason::ConnectionRefused, ""),
+            DialError::Unreachable { .. } => (Reason::Unreachable, ""),
+            // Z25: the usual cause, said where it is met.
+            DialError::TimedOut { .. } if to.port() == crate::config::HBONE_PORT => {
+                (Reason::ConnectTimeout, "; does a NetworkPolicy keep port 15008 closed?")
+            }
+            DialError::TimedOut { .. } => (Reason::ConnectTimeout, ""),
+            DialError::Other { .. } => (Reason::Internal, ""),
+        };
+        Self { failure: Failure::new(reason, format!("{error}{hint}")), another_may_do: true }
+    }
+
+    fn tunnel(error: OpenError<Failure>, peer: SocketAddr) -> Self {
+        match error {
+            OpenError::Dial(failure) => Self { failure: Failure::clone(&failure), another_may_do: true },
+            OpenError::Handshake(e) => Self {
+                failure: Failure::new(Reason::Http2Handshake, format!("HTTP/2 with {peer}: {e}")),
+                another_may_do: true,
+            },
+            OpenError::Connect(ConnectError::Refused { status, .. }) => {
+                let (reason, what) = match status.as_u16() {
+                    400 => (Reason::TunnelRefused, "does not serve this destination"),
+                    401 | 403 => (Reason::AuthorizationPolicy, "its policy refused us"),
+                    503 => (Reason::ConnectionRefused, "the destination does not accept connections"),
+                    _ => (Reason::TunnelRefused, "refused the stream"),
+                };
+                Self {
+                    failure: Failure::new(reason, format!("{peer} answered {}: {what}", status.as_u16())),
+                    another_may_do: status.as_u16() == 503,
+                }
+            }
+            OpenError::Connect(e) => Self {
+                another_may_do: e.is_unprocessed(),
+                failure: Failure::new(Reason::TunnelLost, format!("{peer}: {e}")),
+            },
+            OpenError::Exhausted(open) => Self::last(Failure::new(
+                Reason::Overloaded,
+                format!("{open} tunnels of this pod are open, which is all there may be"),
+            )),
+            OpenError::Draining => {
+                Self::last(Failure::new(Reason::Draining, "the pod's tunnels are closing"))
+            }
+        }
+    }
+}

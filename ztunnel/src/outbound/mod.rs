@@ -1,0 +1,10 @@
+//! What the pod sends: `accept -> resolve -> connect -> forward`.
+
+mod accept;
+mod connect;
+mod forward;
+mod resolve;
+
+pub use accept::serve;
+pub use connect::{TunnelKey, TunnelPool, pool};
+pub use forward::end;

@@ -1,0 +1,10 @@
+//! The pods of this node: told by the agent over ZDS, each served by listeners inside its own namespace.
+
+mod listen;
+mod pod;
+mod registry;
+mod zds;
+
+pub use pod::{KEEPALIVE, Pod, PodInfo, Shared};
+pub use registry::Pods;
+pub use zds::{ZdsError, run as run_zds};

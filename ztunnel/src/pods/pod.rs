@@ -1,0 +1,246 @@
+//! One pod: its sockets, its tunnels, its certificates, and what all pods share.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use culvert_identity::manager::CertificateManager;
+use culvert_model::Str;
+use culvert_model::identity::Identity;
+use culvert_model::workload::Workload;
+use culvert_net::netns::NetNs;
+use culvert_net::socket::{Keepalive, ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
+use culvert_runtime::drain::{DrainTrigger, DrainWatcher};
+use culvert_runtime::readiness::Readiness;
+use culvert_runtime::tasks::Tasks;
+use tokio::runtime::Handle;
+
+use super::listen::accept;
+use crate::config::{
+    DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_MARK, ProxyConfig, SOURCE_TIMEOUT,
+};
+use crate::dns::{DnsServer, DnsSockets};
+use crate::inbound;
+use crate::observe::Observer;
+use crate::outbound::{self, TunnelPool};
+use crate::state::State;
+use crate::tls::TlsConfigs;
+
+/// Connections of one pod served at once. At about 10 KB each, idle, a pod can make the proxy hold 500 MB at worst.
+const MAX_CONNECTIONS: usize = 50_000;
+/// Z114: how a dead peer on the application's side is noticed.
+pub const KEEPALIVE: Keepalive =
+    Keepalive { idle: Duration::from_secs(180), interval: Duration::from_secs(180), count: 9 };
+
+/// What every pod of the process uses.
+#[derive(Debug)]
+pub struct Shared {
+    /// Settings.
+    pub config: ProxyConfig,
+    /// What the control plane said.
+    pub state: Arc<State>,
+    /// Certificates of the node's pods.
+    pub certificates: Arc<CertificateManager>,
+    /// Logs, metrics, live connections.
+    pub observer: Observer,
+    /// The threads that carry traffic.
+    pub workers: Vec<Handle>,
+    /// Whether the process may take traffic.
+    pub readiness: Readiness,
+    /// The process's drain.
+    pub drain: DrainWatcher,
+    /// Round robin over the workers.
+    pub next_worker: AtomicUsize,
+}
+
+/// Who a pod is, as the agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodInfo {
+    /// Its name.
+    pub name: Str,
+    /// Its namespace.
+    pub namespace: Str,
+    /// Its service account.
+    pub service_account: Str,
+}
+
+/// One pod that is served.
+#[derive(Debug)]
+pub struct Pod {
+    /// Who it is.
+    pub info: PodInfo,
+    /// Its workload's uid in the workload API (D08).
+    pub workload_uid: Str,
+    /// Its identity, from the agent and never from an address.
+    pub identity: Identity,
+    /// Its network namespace.
+    pub netns: Arc<NetNs>,
+    /// What all pods share.
+    pub shared: Arc<Shared>,
+    /// TLS configurations of its current certificate.
+    pub tls: TlsConfigs,
+    /// Tunnels, one pool a worker: a tunnel and the streams in it live on one thread.
+    pub pools: Vec<TunnelPool>,
+    /// Everything that runs for it.
+    pub tasks: Tasks,
+    /// Its own drain, which the process's drain implies.
+    pub drain: DrainWatcher,
+    trigger: DrainTrigger,
+}
+
+/// The listeners of one pod.
+struct Sockets {
+    outbound: std::net::TcpListener,
+    plaintext: std::net::TcpListener,
+    hbone: std::net::TcpListener,
+    dns: DnsSockets,
+}
+
+impl Pod {
+    /// Opens the pod's sockets in its namespace and serves them.
+    ///
+    /// # Errors
+    /// A socket that cannot be opened, or a name that makes no identity.
+    pub fn start(shared: Arc<Shared>, info: PodInfo, netns: Arc<NetNs>) -> io::Result<Arc<Self>> {
+        let invalid =
+            |e: culvert_model::identity::ParseIdentityError| io::Error::new(io::ErrorKind::InvalidInput, e);
+        let identity = Identity::new(
+            shared.config.trust_domain.as_str(),
+            info.namespace.clone(),
+            info.service_account.clone(),
+        )
+        .map_err(invalid)?;
+        let sockets = netns.run(Sockets::open)?;
+        let (trigger, drain) = shared.drain.child();
+        let tasks = Tasks::new("pod");
+        let pools = shared
+            .workers
+            .iter()
+            .map(|worker| outbound::pool(worker.clone(), tasks.clone(), shared.config.pool_idle))
+            .collect();
+        let pod = Arc::new(Self {
+            workload_uid: format!("{}//Pod/{}/{}", shared.config.cluster_id, info.namespace, info.name)
+                .into(),
+            tls: TlsConfigs::new(&shared.config),
+            tasks,
+            info,
+            identity,
+            netns,
+            shared,
+            pools,
+            drain,
+            trigger,
+        });
+        pod.shared
+            .certificates
+            .prefetch(&pod.identity)
+            .map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))?;
+        pod.serve(sockets);
+        Ok(pod)
+    }
+
+    /// The pod's workload, as the control plane describes it; waits for it at first (Z30).
+    pub async fn workload(&self) -> Option<Arc<Workload>> {
+        self.shared.state.workload(&self.workload_uid, SOURCE_TIMEOUT).await
+    }
+
+    /// Listeners close, streams finish, what is left after the deadline is cut (Z08).
+    pub async fn drain(&self, deadline: Duration) {
+        let _ = self.trigger.drain(deadline).await;
+        self.stop().await;
+    }
+
+    /// Everything stops now (Z12).
+    pub async fn stop(&self) {
+        self.trigger.now();
+        self.tasks.close();
+        self.tasks.abort_all();
+        let _ = self.tasks.wait(Duration::from_secs(1)).await;
+    }
+
+    fn serve(self: &Arc<Self>, sockets: Sockets) {
+        let home = self.next_worker();
+        self.listen(home, "outbound accept", sockets.outbound, outbound::serve);
+        self.listen(home, "plaintext accept", sockets.plaintext, inbound::serve_plaintext);
+        self.listen(home, "hbone accept", sockets.hbone, inbound::serve_hbone);
+        let dns = DnsServer::new(
+            self.workload_uid.clone(),
+            self.shared.state.clone(),
+            self.shared.config.dns_upstream.clone().into(),
+            self.netns.clone(),
+            self.shared.config.cluster_domain.as_str().into(),
+            self.shared.observer.metrics.clone(),
+            self.tasks.clone(),
+        );
+        self.tasks.spawn_on(&self.shared.workers[home], "dns", async move {
+            if let Err(error) = dns.serve(sockets.dns) {
+                tracing::error!(%error, "a pod's DNS cannot be served");
+            }
+        });
+    }
+
+    fn listen<S, F>(
+        self: &Arc<Self>,
+        home: usize,
+        name: &'static str,
+        listener: std::net::TcpListener,
+        serve: S,
+    ) where
+        S: Fn(Arc<Self>, usize, std::net::TcpStream, SocketAddr) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let pod = self.clone();
+        let drain = self.drain.clone();
+        self.tasks.spawn_on(&self.shared.workers[home], name, async move {
+            accept(listener, drain, |stream, peer| {
+                if pod.tasks.len() >= MAX_CONNECTIONS {
+                    tracing::warn!(pod = %pod.workload_uid, limit = MAX_CONNECTIONS, "connection refused: too many are open");
+                    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                    return;
+                }
+                let worker = pod.next_worker();
+                let runtime = &pod.shared.workers[worker];
+                pod.tasks.spawn_on(runtime, name, serve(pod.clone(), worker, stream, peer));
+            })
+            .await;
+        });
+    }
+
+    fn next_worker(&self) -> usize {
+        self.shared.next_worker.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len()
+    }
+}
+
+impl Sockets {
+    /// On the pod's own addresses, dual stack where the pod has IPv6 (Z116), shared with a proxy that is being replaced
+    /// (Z10).
+    fn open() -> io::Result<Self> {
+        let options = ListenOptions {
+            mark: Some(PROXY_MARK),
+            reuse_port: true,
+            transparent: true,
+            ..ListenOptions::default()
+        };
+        let mut dns = DnsSockets { udp: Vec::new(), tcp: Vec::new() };
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let address = SocketAddr::new(ip, DNS_PORT);
+            match (bind_udp(address, Some(PROXY_MARK)), listen_tcp(address, &options)) {
+                (Ok(udp), Ok(tcp)) => {
+                    dns.udp.push(udp);
+                    dns.tcp.push(tcp);
+                }
+                // A pod may have IPv6 switched off.
+                (Err(_), _) | (_, Err(_)) if ip.is_ipv6() => {}
+                (Err(error), _) | (_, Err(error)) => return Err(error),
+            }
+        }
+        Ok(Self {
+            outbound: listen_tcp_any(OUTBOUND_PORT, &options)?,
+            plaintext: listen_tcp_any(INBOUND_PORT, &options)?,
+            hbone: listen_tcp_any(HBONE_PORT, &options)?,
+            dns,
+        })
+    }
+}
