@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use culvert_identity::ca_client::{CLUSTER_ID_HEADER, CaClient, CaError, GrpcCaClient, impersonating};
 use culvert_identity::control::{ControlEndpoint, control_channel_with};
 use culvert_identity::csr::CertificateRequest;
-use culvert_identity::manager::{CertificateError, CertificateManager, ManagerConfig};
+use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::stub::istio_certificate_service_server::IstioCertificateService;
 use culvert_identity::token::TokenFile;
 use culvert_model::identity::Identity;
@@ -160,15 +160,11 @@ async fn a_node_gets_no_certificate_of_anothers_pod() {
 async fn a_forged_token_gets_nothing() {
     let world = World::new();
     world.cluster.run("n1", workload("b"));
-    let config = ManagerConfig { wait: Duration::from_millis(300), ..ManagerConfig::default() };
-    let manager = CertificateManager::new(Arc::new(world.client("forged")), config, clock());
-    let CertificateError::Unavailable { last: Some(last), .. } =
-        manager.get(&workload("b")).await.unwrap_err()
-    else {
-        panic!("the failure has a reason");
-    };
-    assert!(last.contains("unauthenticated") && !last.contains("secret detail"), "{last}");
-    assert!(world.metrics.refused("caller") >= 1);
+    let client = world.client("forged");
+    let csr = CertificateRequest::new(&workload("b")).unwrap();
+    let error = client.sign(csr.pem(), &workload("b"), HOUR).await.unwrap_err();
+    assert_eq!(error, CaError::Unauthenticated("request authenticate failure".into()));
+    assert_eq!((world.metrics.issued(), world.metrics.refused("caller")), (0, 1));
 }
 
 #[tokio::test]
