@@ -1,0 +1,261 @@
+//! The controller as a whole: opened, run until it is told to stop.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use culvert_k8s_api::manifest::FileError;
+use culvert_runtime::clock::SystemClock;
+use culvert_runtime::drain::{self, DrainTrigger, DrainWatcher};
+use culvert_runtime::metrics::Metrics;
+use culvert_runtime::readiness::Readiness;
+use culvert_runtime::tasks::Tasks;
+use culvert_runtime::telemetry::FilterHandle;
+use culvert_xds::resources::ResourceSet;
+use culvert_xds::server::{DeltaServer, Limits};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+
+use crate::args::Args;
+use crate::auth::NodeTokens;
+use crate::ca::{self, Authority, CaConfig, CaMetrics, Serving};
+use crate::index::{Index, Snapshot};
+use crate::metrics::ControllerMetrics;
+use crate::serve::authenticate::Tokens;
+use crate::serve::identities::Running;
+use crate::serve::{admin, listener};
+use crate::sources::directory::Directory;
+use crate::sources::watch::{Dirty, Watch};
+
+/// A client that is gone without a word is noticed after both.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long connections have to end by themselves: clients come back to the next controller, so there is no need to wait.
+const STOP: Duration = Duration::from_secs(1);
+
+/// A running controller.
+pub struct App {
+    tasks: Tasks,
+    drain: DrainTrigger,
+    /// Where xDS and certificates are served.
+    pub address: SocketAddr,
+    /// Where pages are served.
+    pub admin_address: SocketAddr,
+    /// What is served.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// What turns changes on disk into snapshots.
+struct Writer {
+    directory: Directory,
+    watch: Watch,
+    tokens: NodeTokens,
+    index: Index,
+    published: watch::Sender<Arc<Snapshot>>,
+    sets: watch::Sender<Arc<ResourceSet>>,
+    metrics: ControllerMetrics,
+    reported: BTreeSet<FileError>,
+}
+
+impl App {
+    /// Reads everything, opens the ports and starts.
+    ///
+    /// # Errors
+    /// If the manifests' directory, the tokens or the authority cannot be used, or an address is taken. A bad manifest is
+    /// no reason: it is reported and the rest served.
+    pub async fn start(args: &Args, filter: Option<&FilterHandle>) -> anyhow::Result<Self> {
+        let tasks = Tasks::new("controller");
+        let (trigger, drain) = drain::channel();
+        let metrics = Metrics::for_process("controller", env!("CARGO_PKG_VERSION"));
+        let readiness = Readiness::new();
+        let starting = readiness.register("listening");
+
+        let tokens = NodeTokens::load(&args.node_tokens).context("node tokens")?;
+        // Watched first, read then: what changes in between is read twice, not missed.
+        let watch = Watch::new(&args.paths(), Some(tokens.path()));
+        let directory = Directory::open(args.paths()).context("manifests")?;
+        let mut writer = Writer::new(args, directory, watch, tokens.clone(), &metrics);
+        writer.publish();
+        let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
+
+        let authority = Authority::open(&args.ca_dir, Arc::new(SystemClock))?;
+        if let Some(path) = &args.root_cert_out {
+            write_atomically(path, authority.root_pem()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let authority = Arc::new(authority);
+        let serving = Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
+        let xds = DeltaServer::new(
+            sets,
+            Tokens(tokens.clone()),
+            writer.metrics.clone(),
+            Limits::default(),
+            tasks.clone(),
+            drain.clone(),
+        );
+        let ca = ca_service(args, authority, tokens, snapshots.clone(), &metrics);
+
+        let port = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+        let address = port.local_addr()?;
+        let connections = listener::accept(port, ca::server_config(Arc::new(serving)), &tasks, drain.clone());
+        let router = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(xds.service())
+            .add_service(ca);
+        let stopping = drain.clone();
+        tasks.spawn("grpc", async move {
+            let stop = async move {
+                stopping.started().await;
+            };
+            if let Err(error) = router.serve_with_incoming_shutdown(connections, stop).await {
+                tracing::error!(%error, "the gRPC server failed");
+            }
+        });
+
+        let pages = admin::pages(readiness, &metrics, filter, snapshots.clone(), xds);
+        let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
+        tasks.spawn("index", writer.run(drain));
+        starting.done();
+        Ok(Self { tasks, drain: trigger, address, admin_address, snapshots })
+    }
+
+    /// Stops accepting, ends every stream and returns soon.
+    pub async fn stop(self) {
+        self.tasks.close();
+        self.drain.start();
+        if let culvert_runtime::tasks::Waited::TimedOut { left } = self.tasks.wait(STOP).await {
+            tracing::info!(left, "not waiting for connections that are still open");
+        }
+        self.drain.now();
+        self.tasks.abort_all();
+    }
+}
+
+impl Writer {
+    fn new(args: &Args, directory: Directory, watch: Watch, tokens: NodeTokens, metrics: &Metrics) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let first = u64::try_from(since.as_millis()).unwrap_or_default();
+        let index = Index::new(args.mesh(), first);
+        let current = index.current();
+        Self {
+            directory,
+            watch,
+            tokens,
+            published: watch::Sender::new(current.clone()),
+            sets: watch::Sender::new(current.set.clone()),
+            index,
+            metrics: ControllerMetrics::register(metrics),
+            reported: BTreeSet::new(),
+        }
+    }
+
+    async fn run(mut self, drain: DrainWatcher) {
+        loop {
+            let dirty = tokio::select! {
+                _ = drain.started() => return,
+                dirty = self.watch.changed() => dirty,
+            };
+            self.take_in(dirty);
+        }
+    }
+
+    fn take_in(&mut self, dirty: Dirty) {
+        if dirty.tokens {
+            match self.tokens.reload() {
+                Ok(true) => tracing::info!("node tokens changed"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "node tokens stay as they were"),
+            }
+        }
+        self.directory.refresh(dirty);
+        self.publish();
+    }
+
+    /// Makes the next snapshot of what was read, and shows it.
+    fn publish(&mut self) {
+        let world = self.directory.world();
+        let served = !self.index.current().set.types.is_empty();
+        if served && world == *self.index.current().world {
+            return;
+        }
+        let started = Instant::now();
+        let before = self.index.current().generation;
+        let snapshot = self.index.apply(world);
+        self.metrics.snapshot(&snapshot, started.elapsed().as_secs_f64());
+        self.report(&snapshot);
+        if snapshot.generation != before {
+            tracing::info!(
+                generation = snapshot.generation,
+                addresses = snapshot.addresses.len(),
+                policies = snapshot.policies.len(),
+                "changed"
+            );
+            self.sets.send_replace(snapshot.set.clone());
+        }
+        self.published.send_replace(snapshot);
+    }
+
+    /// Each error once, when it comes and when it is gone.
+    fn report(&mut self, snapshot: &Snapshot) {
+        let now: BTreeSet<FileError> = snapshot.world.errors.iter().cloned().collect();
+        for error in now.difference(&self.reported) {
+            tracing::warn!("refused, what was good before stays in force: {error}");
+        }
+        for error in self.reported.difference(&now) {
+            tracing::info!("mended: {error}");
+        }
+        self.reported = now;
+    }
+}
+
+fn ca_service(
+    args: &Args,
+    authority: Arc<Authority>,
+    tokens: NodeTokens,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    metrics: &Metrics,
+) -> culvert_identity::stub::istio_certificate_service_server::IstioCertificateServiceServer<ca::service::CaService>
+{
+    let config = CaConfig {
+        trust_domain: args.trust_domain.as_str().into(),
+        default_lifetime: args.cert_ttl,
+        max_lifetime: args.cert_ttl,
+        ..CaConfig::default()
+    };
+    let counters = CaMetrics::default();
+    metrics.register(|registry| counters.register(registry));
+    ca::service(authority, Arc::new(Tokens(tokens)), Arc::new(Running(snapshots)), config, counters)
+}
+
+fn serve_pages(
+    address: SocketAddr,
+    pages: culvert_runtime::admin::AdminServer,
+    tasks: &Tasks,
+    drain: DrainWatcher,
+) -> anyhow::Result<SocketAddr> {
+    let port = std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let address = port.local_addr()?;
+    tasks.spawn("admin", async move {
+        if let Err(error) = pages.serve(port, drain).await {
+            tracing::error!(%error, "the metrics port failed");
+        }
+    });
+    Ok(address)
+}
+
+/// Whoever reads the file sees the old content or the new, never a part.
+fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(&beside, text)?;
+    fs::rename(&beside, path)
+}

@@ -1,0 +1,84 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use culvert_runtime::units::parse_duration;
+
+use crate::sources::directory::Paths;
+use crate::translate::MeshSettings;
+
+/// Watches a directory of Kubernetes manifests and serves workloads, services, policies and certificates to the mesh's
+/// proxies.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "controller", version)]
+pub struct Args {
+    /// Directory of manifests (*.yaml, *.yml, *.json), with those below it.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Directory with pods/ and services/, the status that whoever runs the pods writes.
+    #[arg(long, value_name = "DIR")]
+    pub status: Option<PathBuf>,
+    /// Directory with <NODE>/redirection/*.json, which each node's agent writes.
+    #[arg(long, value_name = "DIR")]
+    pub redirection: Option<PathBuf>,
+    /// JSON object: node to the hex SHA-256 of its token.
+    #[arg(long, value_name = "FILE")]
+    pub node_tokens: PathBuf,
+    /// Where the root key and certificate are kept; made if they are not there.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// Where to write the root certificate for clients of this port.
+    #[arg(long, value_name = "FILE")]
+    pub root_cert_out: Option<PathBuf>,
+    /// Address of xDS and the certificate API.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// Address of metrics, readiness and debug pages. Debug pages show what is in the mesh to whoever reaches them.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
+    pub metrics_listen: SocketAddr,
+    /// DNS name in the certificate of the port; give it again for more.
+    #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
+    pub server_name: Vec<String>,
+    /// Trust domain of every identity.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Lifetime of workloads' certificates; a longer one that is asked for is cut to it.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    pub cert_ttl: Duration,
+    /// Namespace whose policies without a selector are for the whole mesh.
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// What service names end with.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Log filter, such as info,culvert_xds=debug.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// Log as JSON lines.
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+impl Args {
+    /// Where to read.
+    pub fn paths(&self) -> Paths {
+        Paths {
+            manifests: self.manifests.clone(),
+            status: self.status.clone(),
+            redirection: self.redirection.clone(),
+        }
+    }
+
+    /// What translation depends on.
+    pub fn mesh(&self) -> MeshSettings {
+        MeshSettings {
+            trust_domain: self.trust_domain.clone(),
+            root_namespace: self.root_namespace.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            ..MeshSettings::default()
+        }
+    }
+}

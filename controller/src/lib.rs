@@ -1,0 +1,15 @@
+//! The controller: what exists goes in (from a directory now, from Kubernetes later), what each proxy needs comes out.
+//!
+//! ```text
+//! sources/  ->  index/  ->  translate/  ->  serve/
+//! what is       one writer   pure            xDS, certificates (ca/), debug pages
+//! ```
+pub mod app;
+pub mod args;
+pub mod auth;
+pub mod ca;
+pub mod index;
+pub mod metrics;
+pub mod serve;
+pub mod sources;
+pub mod translate;

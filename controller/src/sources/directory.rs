@@ -1,0 +1,148 @@
+//! The world from directories: manifests, and the statuses that the sandbox and the agents write.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use culvert_k8s_api::manifest::{DirError, FileError, LastGood, scan};
+use culvert_k8s_api::status::{PodStatus, RedirectionStatus, ServiceStatus, parse_file_name};
+
+use super::json_dir::JsonDir;
+use super::watch::Dirty;
+use crate::index::World;
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Manifests.
+    pub manifests: PathBuf,
+    /// Holds `pods/` and `services/`.
+    pub status: Option<PathBuf>,
+    /// Holds `<node>/redirection/`.
+    pub redirection: Option<PathBuf>,
+}
+
+/// What was read, and what stays in force of what could not be.
+#[derive(Debug)]
+pub struct Directory {
+    paths: Paths,
+    manifests: LastGood,
+    manifests_error: Option<FileError>,
+    pods: JsonDir<PodStatus>,
+    services: JsonDir<ServiceStatus>,
+    redirection: BTreeMap<String, JsonDir<RedirectionStatus>>,
+}
+
+/// Nodes whose redirection is read: as many as one machine could ever hold as namespaces.
+const MAX_NODES: usize = 1_000;
+
+impl Directory {
+    /// Reads everything for the first time.
+    ///
+    /// # Errors
+    /// If the directory of manifests cannot be read: a controller that starts so would take back every policy. (A single
+    /// bad file is no such error.)
+    pub fn open(paths: Paths) -> Result<Self, DirError> {
+        let mut manifests = LastGood::default();
+        manifests.apply(scan(&paths.manifests)?);
+        let mut directory = Self {
+            paths,
+            manifests,
+            manifests_error: None,
+            pods: JsonDir::default(),
+            services: JsonDir::default(),
+            redirection: BTreeMap::new(),
+        };
+        directory.refresh(Dirty { manifests: false, ..Dirty::ALL });
+        Ok(directory)
+    }
+
+    /// Where it reads.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Reads again what may have changed. What cannot be read stays as it was and is reported.
+    pub fn refresh(&mut self, dirty: Dirty) {
+        if dirty.manifests {
+            self.manifests_error = match scan(&self.paths.manifests) {
+                Ok(found) => {
+                    self.manifests.apply(found);
+                    None
+                }
+                Err(error) => Some(FileError {
+                    file: self.paths.manifests.display().to_string(),
+                    line: 0,
+                    field: String::new(),
+                    value: String::new(),
+                    reason: format!("{error}; everything stays as it was"),
+                    expected: String::new(),
+                }),
+            };
+        }
+        if dirty.status
+            && let Some(status) = &self.paths.status
+        {
+            self.pods.refresh(&status.join("pods"));
+            self.services.refresh(&status.join("services"));
+        }
+        if dirty.redirection {
+            self.refresh_redirection();
+        }
+    }
+
+    /// Everything, as it stands.
+    pub fn world(&self) -> World {
+        let loaded = self.manifests.loaded();
+        let mut errors = loaded.errors;
+        errors.extend(self.manifests_error.clone());
+        errors.extend(self.pods.errors().chain(self.services.errors()).cloned());
+        errors.extend(self.redirection.values().flat_map(JsonDir::errors).cloned());
+        let pods = self.pods.values().filter_map(|(file, status)| {
+            // The file's name is what the writer meant; a status that says otherwise is no status of that pod.
+            let named = parse_file_name(file)? == (status.namespace.as_str(), status.name.as_str());
+            named.then(|| ((status.namespace.clone(), status.name.clone()), status.clone()))
+        });
+        let services = self.services.values().filter_map(|(file, status)| {
+            let (namespace, name) = parse_file_name(file)?;
+            Some(((namespace.to_owned(), name.to_owned()), status.clone()))
+        });
+        let redirection = self.redirection.iter().flat_map(|(node, files)| {
+            files.values().filter_map(move |(file, status)| {
+                Some(((node.clone(), file.strip_suffix(".json")?.to_owned()), status.clone()))
+            })
+        });
+        World {
+            objects: loaded.objects,
+            pods: pods.collect(),
+            services: services.collect(),
+            redirection: redirection.collect(),
+            errors,
+            notes: loaded.notes,
+        }
+    }
+
+    fn refresh_redirection(&mut self) {
+        let Some(root) = &self.paths.redirection else { return };
+        let nodes = nodes(root);
+        self.redirection.retain(|node, _| nodes.contains(node));
+        for node in nodes {
+            let dir = redirection_dir(root, &node);
+            self.redirection.entry(node).or_default().refresh(&dir);
+        }
+    }
+}
+
+/// The names of the nodes that have a directory.
+pub(super) fn nodes(root: &Path) -> Vec<String> {
+    let Ok(listing) = fs::read_dir(root) else { return Vec::new() };
+    let names = listing.filter_map(|entry| {
+        let entry = entry.ok()?;
+        entry.file_type().ok()?.is_dir().then(|| entry.file_name().into_string().ok())?
+    });
+    names.take(MAX_NODES).collect()
+}
+
+pub(super) fn redirection_dir(root: &Path, node: &str) -> PathBuf {
+    root.join(node).join("redirection")
+}

@@ -1,0 +1,4 @@
+//! Where the world comes from.
+pub mod directory;
+mod json_dir;
+pub mod watch;

@@ -1,0 +1,145 @@
+//! What exists, to what is sent: pure, whole and deterministic. One [`World`] always gives the same [`Translation`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use culvert_proto::security::Authorization;
+use culvert_proto::workload::{Address, GatewayAddress, NamespacedHostname, address, gateway_address};
+use serde::Serialize;
+
+use crate::index::World;
+use culvert_k8s_api::labels;
+use culvert_k8s_api::meta::StringMap;
+
+mod endpoints;
+mod entries;
+mod peer;
+mod pods;
+mod policy;
+pub mod render;
+mod services;
+pub mod version;
+mod view;
+mod vip;
+
+use view::View;
+
+/// What translation depends on besides the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// Of every identity issued here.
+    pub trust_domain: String,
+    /// First part of every workload's uid (D08).
+    pub cluster_id: String,
+    /// Network of every pod; empty is the default one.
+    pub network: String,
+    /// Where a policy without a selector is for the whole mesh (D31, D39).
+    pub root_namespace: String,
+    /// What service names end with.
+    pub cluster_domain: String,
+}
+
+/// Everything that is sent, and what became of each policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Translation {
+    /// By resource name: a workload's uid, or `namespace/hostname` of a service (D01).
+    pub addresses: BTreeMap<String, Address>,
+    /// By resource name, `namespace/name`.
+    pub policies: BTreeMap<String, Authorization>,
+    /// One for each AuthorizationPolicy and PeerAuthentication, in the order of their names.
+    pub policy_status: Vec<PolicyStatus>,
+    /// What could not be sent as it was written, and why.
+    pub notes: Vec<String>,
+    /// The address that was allocated to each name without one; goes into the next translation so that it stays.
+    pub vips: BTreeMap<String, Ipv4Addr>,
+}
+
+/// What became of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PolicyStatus {
+    /// `AuthorizationPolicy` or `PeerAuthentication`.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// It is enforced by the node tunnels.
+    pub accepted: bool,
+    /// One word: `Accepted`, `Narrowed`, `Widened`, `UnsupportedValue`, `TargetRef`, `Shadowed`, `Invalid`.
+    pub reason: &'static str,
+    /// For a person: what is not as written, and where.
+    pub message: String,
+    /// The resource that carries it, if one does.
+    pub resource: Option<String>,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            cluster_id: "Kubernetes".to_owned(),
+            network: String::new(),
+            root_namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+        }
+    }
+}
+
+/// Translates. `vips` is what the translation before allocated, so that a name keeps its address while it exists.
+pub fn translate(world: &World, vips: &BTreeMap<String, Ipv4Addr>, settings: &MeshSettings) -> Translation {
+    let view = View::new(world, settings);
+    let mut out = Translation::default();
+    let policies = policy::convert_all(&view, &mut out);
+    let peers = peer::convert_all(&view, &mut out);
+    out.policy_status.sort();
+    let names = Names { policies, peers };
+    let entries = entries::hosts(&view, vips, &mut out);
+    let targets = services::targets(&view, &entries);
+    services::convert_all(&view, &mut out);
+    pods::convert_all(&view, &targets, &names, &mut out);
+    entries::convert_all(&view, &entries, &targets, &names, &mut out);
+    out
+}
+
+/// Which policies a workload is selected by.
+struct Names {
+    policies: policy::Selectors,
+    peers: peer::Levels,
+}
+
+impl Names {
+    /// Resource names, sorted, so that the same world gives the same bytes.
+    fn of(&self, namespace: &str, labels: &StringMap) -> Vec<String> {
+        let mut names = self.policies.selecting(namespace, labels);
+        names.extend(self.peers.policy_for(namespace, labels));
+        names.sort();
+        names
+    }
+}
+
+impl Translation {
+    fn insert(&mut self, name: String, what: address::Type) {
+        self.addresses.insert(name, Address { r#type: Some(what) });
+    }
+}
+
+/// The waypoint that labels ask for, the object's own before its namespace's.
+///
+/// It is sent whether it exists or not: a waypoint that is bound but missing refuses (design: fail closed).
+fn waypoint(of: &StringMap, inherited: Option<&StringMap>, namespace: &str, domain: &str) -> Option<GatewayAddress> {
+    let source = if of.contains_key(labels::USE_WAYPOINT) { of } else { inherited? };
+    let name = source.get(labels::USE_WAYPOINT)?;
+    if name.is_empty() || name == labels::WAYPOINT_NONE {
+        return None;
+    }
+    let home = source.get(labels::USE_WAYPOINT_NAMESPACE).map_or(namespace, String::as_str);
+    let hostname = format!("{name}.{home}.svc.{domain}");
+    let destination = NamespacedHostname { namespace: home.to_owned(), hostname };
+    Some(GatewayAddress {
+        destination: Some(gateway_address::Destination::Hostname(destination)),
+        hbone_mtls_port: 15008,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! The world, sorted for translation: objects by kind and namespace, in the order of their names.
+
+use std::collections::BTreeMap;
+
+use culvert_k8s_api::Object;
+use culvert_k8s_api::core::{Node, Pod, Service};
+use culvert_k8s_api::meta::{ObjectMeta, StringMap};
+use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
+use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
+
+use super::MeshSettings;
+use crate::index::World;
+
+/// Name within a namespace: `(namespace, name)`.
+type Key<'a> = (&'a str, &'a str);
+
+pub(super) struct View<'a> {
+    pub world: &'a World,
+    pub settings: &'a MeshSettings,
+    pub namespaces: BTreeMap<&'a str, &'a ObjectMeta>,
+    pub nodes: BTreeMap<&'a str, &'a Node>,
+    pub pods: BTreeMap<Key<'a>, &'a Pod>,
+    pub services: BTreeMap<Key<'a>, &'a Service>,
+    pub policies: BTreeMap<Key<'a>, &'a AuthorizationPolicy>,
+    pub peers: BTreeMap<Key<'a>, &'a PeerAuthentication>,
+    pub service_entries: BTreeMap<Key<'a>, &'a ServiceEntry>,
+    pub workload_entries: BTreeMap<Key<'a>, &'a WorkloadEntry>,
+}
+
+impl<'a> View<'a> {
+    pub fn new(world: &'a World, settings: &'a MeshSettings) -> Self {
+        let mut view = Self {
+            world,
+            settings,
+            namespaces: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            service_entries: BTreeMap::new(),
+            workload_entries: BTreeMap::new(),
+        };
+        for manifest in &world.objects {
+            view.add(&manifest.object);
+        }
+        view
+    }
+
+    fn add(&mut self, object: &'a Object) {
+        let meta = object.metadata();
+        let key = (meta.namespace.as_str(), meta.name.as_str());
+        match object {
+            Object::Namespace(_) => {
+                self.namespaces.insert(&meta.name, meta);
+            }
+            Object::Node(it) => {
+                self.nodes.insert(&meta.name, it);
+            }
+            Object::Pod(it) => {
+                self.pods.insert(key, it);
+            }
+            Object::Service(it) => {
+                self.services.insert(key, it);
+            }
+            Object::AuthorizationPolicy(it) => {
+                self.policies.insert(key, it);
+            }
+            Object::PeerAuthentication(it) => {
+                self.peers.insert(key, it);
+            }
+            Object::ServiceEntry(it) => {
+                self.service_entries.insert(key, it);
+            }
+            Object::WorkloadEntry(it) => {
+                self.workload_entries.insert(key, it);
+            }
+            Object::ServiceAccount(_) => {}
+        }
+    }
+
+    /// The labels of a namespace, if there is such an object.
+    pub fn namespace_labels(&self, namespace: &str) -> Option<&'a StringMap> {
+        self.namespaces.get(namespace).map(|meta| &meta.labels)
+    }
+
+    /// The DNS name of a service of the cluster.
+    pub fn service_host(&self, namespace: &str, name: &str) -> String {
+        format!("{name}.{namespace}.svc.{}", self.settings.cluster_domain)
+    }
+}
