@@ -288,7 +288,7 @@ fn z44_missing_waypoint() {
 fn z32_weighted_waypoints() {
     let second = "app/canary.app.svc.cluster.local";
     let bound = |a, b| Service {
-        waypoint: Some(by_name("app/unused.app.svc.cluster.local")),
+        waypoint: Some(by_name(WAYPOINT)),
         weighted_waypoints: vec![(by_name(WAYPOINT), a), (by_name(second), b)],
         ..web()
     };
