@@ -14,7 +14,7 @@ use crate::world::{OurProgram, eventually, path};
 
 /// A node with our agent and no proxy.
 struct Node {
-    agent: OurProgram,
+    _agent: OurProgram,
     state: PathBuf,
     manifests: PathBuf,
     lab: Lab,
@@ -35,7 +35,7 @@ impl Node {
         lab.add_node("left").unwrap();
         let args = ["agent", "--node", "left", "--manifests", path(&manifests), "--state", path(&state)];
         let agent = OurProgram::start(None, "ztunnel", &args, dir.path().join("agent.log"));
-        Node { agent, state, manifests, lab, _dir: dir }
+        Node { _agent: agent, state, manifests, lab, _dir: dir }
     }
 
     fn socket(&self) -> PathBuf {
@@ -83,14 +83,6 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the agent's log:\n{}", self.agent.text());
-        }
-    }
-}
-
 fn write_whole(place: &Path, text: &str) {
     let temporary = place.with_extension("tmp");
     fs::write(&temporary, text).unwrap();
@@ -132,14 +124,16 @@ fn the_snapshot_and_what_follows_are_what_istios_proxy_expects() {
     assert_eq!(redirect::verify(&inside, &RedirectConfig::default()).unwrap(), Verdict::Intact);
 
     let second = node.add_pod("second", 12, "");
-    check_add(&proxy.wait("message"), "second", &second);
+    // The first pod may be told once more, which changes nothing (C68).
+    let is_second = |message: &Value| message["uid"] == "uid-second";
+    check_add(&proxy.wait_for("message", is_second), "second", &second);
     eventually("the second pod is enrolled", || {
         node.redirection("uid-second").filter(|status| status["redirection"] == "enabled")
     });
 
     node.remove_pod("second");
-    let del = proxy.wait("message");
-    assert_eq!((&del["kind"], &del["uid"]), (&"del".into(), &"uid-second".into()));
+    let del = proxy.wait_for("message", |message| message["kind"] == "del");
+    assert_eq!(del["uid"], "uid-second");
     eventually("its status goes", || node.redirection("uid-second").is_none().then_some(()));
     assert!(node.redirection("uid-outside").is_none());
 }
@@ -156,7 +150,8 @@ fn a_second_proxy_gets_the_whole_snapshot_and_both_hear_of_deletions() {
 
     // Adds go to the newest connection only, deletions to all (C65).
     let second = node.add_pod("second", 12, "");
-    check_add(&new.wait("message"), "second", &second);
+    let is_second = |message: &Value| message["uid"] == "uid-second";
+    check_add(&new.wait_for("message", is_second), "second", &second);
     node.remove_pod("first");
     for proxy in [&mut old, &mut new] {
         let del = proxy.wait_for("message", |message| message["kind"] == "del");
@@ -175,8 +170,9 @@ fn a_refused_pod_stays_pending() {
     let mut proxy = Peer::start(&["zds-client", "--socket", path(&socket), "--refuse", "uid-first"]);
     proxy.wait_for("message", |message| message["uid"] == "uid-first");
     let status = eventually("the refusal is told", || {
-        node.redirection("uid-first").filter(|status| status["error"].is_string())
+        let told =
+            |status: &Value| status["error"].as_str().is_some_and(|text| text.contains("refused as asked"));
+        node.redirection("uid-first").filter(told)
     });
     assert_eq!(status["redirection"], "pending");
-    assert!(status["error"].as_str().unwrap().contains("refused as asked"), "{status}");
 }

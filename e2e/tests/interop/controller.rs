@@ -95,7 +95,7 @@ spec:
 
 /// The controller over a directory, in a namespace of its own.
 struct Control {
-    controller: OurProgram,
+    _controller: OurProgram,
     dir: tempfile::TempDir,
     lab: Lab,
 }
@@ -136,7 +136,7 @@ impl Control {
         ]);
         let controller =
             OurProgram::start(Some(lab.controller()), "controller", &args, file("controller.log"));
-        let control = Control { controller, dir, lab };
+        let control = Control { _controller: controller, dir, lab };
         eventually("the controller listens", || {
             let connect = || std::net::TcpStream::connect(ADDRESS);
             (control.root().exists() && control.lab.controller().run(connect).unwrap().is_ok()).then_some(())
@@ -179,14 +179,6 @@ impl Control {
 
     fn manifest(&self, name: &str, text: &str) {
         write_whole(&self.dir.path().join("manifests").join(name), text);
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the controller's log:\n{}", self.controller.text());
-        }
     }
 }
 

@@ -24,6 +24,8 @@ pub const SERVICE_PORT: u16 = 80;
 const POLL: std::time::Duration = std::time::Duration::from_millis(10);
 /// The controller's namespace on the fabric.
 const CONTROL: &str = "198.18.0.2:15012";
+/// The name in its certificate: that of Istio's own control plane.
+const CONTROL_NAME: &str = "istiod.istio-system.svc";
 
 /// A pod of this world.
 pub struct Pod {
@@ -71,17 +73,17 @@ impl Pod {
 pub struct World {
     pub agent: Peer,
     pub control: Peer,
-    proxy: OurProgram,
+    _proxy: OurProgram,
     pub manifest: Value,
     pub dir: tempfile::TempDir,
     _lab: Lab,
     pods: Vec<(&'static str, NetNs)>,
 }
 
-/// One of ours, logging to a file. Dropping it kills it.
+/// One of ours, logging to a file. Dropping it kills it, and shows the log when a test has failed.
 pub struct OurProgram {
     child: Child,
-    pub log: PathBuf,
+    log: PathBuf,
 }
 
 impl World {
@@ -94,7 +96,7 @@ impl World {
     pub fn start_with(control_flags: &[&str]) -> World {
         let dir = tempfile::Builder::new().prefix("interop").tempdir().unwrap();
         let ca = dir.path().join("ca");
-        interop_go::run(&["init-ca", "--dir", path(&ca), "--ip", "198.18.0.2"]);
+        interop_go::run(&["init-ca", "--dir", path(&ca), "--dns", CONTROL_NAME]);
         let token = dir.path().join("token");
         fs::write(&token, "a-token-for-left").unwrap();
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
@@ -119,14 +121,13 @@ impl World {
         let mut agent = start_agent(dir.path(), &pods[..2]);
         let proxy = start_proxy(&lab, dir.path());
         agent.wait_for("ack", |ack| ack["for"] == "snapshot");
-        World { agent, control, proxy, manifest, dir, _lab: lab, pods }.settled()
+        World { agent, control, _proxy: proxy, manifest, dir, _lab: lab, pods }.settled()
     }
 
     /// The proxy took both resource types.
     fn settled(mut self) -> World {
-        for kind in ["istio.workload.Address", "istio.security.Authorization"] {
-            self.control.wait_for("ack", |ack| ack["type"] == format!("type.googleapis.com/{kind}"));
-        }
+        let first = self.control.wait("ack")["type"].clone();
+        self.control.wait_for("ack", |ack| ack["type"] != first);
         self
     }
 
@@ -207,19 +208,6 @@ impl World {
         self.control.tell("reload");
         self.control.wait("loaded");
     }
-
-    /// What the proxy wrote to its log so far, for the message of a failed assertion.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.proxy.log).unwrap_or_default()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the proxy's log:\n{}", self.log());
-        }
-    }
 }
 
 impl OurProgram {
@@ -236,11 +224,6 @@ impl OurProgram {
         };
         OurProgram { child: child.unwrap(), log }
     }
-
-    /// What it wrote so far.
-    pub fn text(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
 }
 
 impl Drop for OurProgram {
@@ -248,6 +231,9 @@ impl Drop for OurProgram {
         // Both fail only for a process that has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{} says:\n{}", self.log.display(), fs::read_to_string(&self.log).unwrap_or_default());
+        }
     }
 }
 
@@ -328,7 +314,7 @@ fn start_proxy(lab: &Lab, dir: &Path) -> OurProgram {
     let (socket, root, token) = (file("ztunnel.sock"), file("ca/root.pem"), file("token"));
     let address = format!("https://{CONTROL}");
     let mut args = vec!["proxy", "--node", "left", "--zds-socket", &socket, "--xds-address", &address];
-    args.extend(["--xds-root-cert", &root, "--token-file", &token]);
+    args.extend(["--xds-root-cert", &root, "--xds-server-name", CONTROL_NAME, "--token-file", &token]);
     let node = lab.node("left").unwrap();
     OurProgram::start(Some(&node.netns), "ztunnel", &args, dir.join("proxy.log"))
 }
