@@ -28,6 +28,8 @@ pub enum Command {
         Examples:\n  culvert up -f examples/hello\n  culvert up -f examples/hello --detach"
     )]
     Up(UpArgs),
+    /// Run the hello example, check each thing the mesh promises, take it down again
+    Demo(DemoArgs),
     /// End everything that `up` started and remove everything it made
     Down(StateArgs),
     /// Show nodes, programs, pods and services, problems first
@@ -93,6 +95,20 @@ pub struct UpArgs {
     /// Passed on to every proxy; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub proxy_arg: Vec<OsString>,
+}
+
+/// `culvert demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// How to show the checks
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// Leave everything up if a check fails
+    #[arg(long)]
+    pub keep: bool,
+    /// Where the programs `controller` and `ztunnel` are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
 }
 
 /// Address families by the names Kubernetes uses.

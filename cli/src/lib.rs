@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed (the reason is on standard error), 2 not understood; `exec` gives that of its command.
 
 pub mod args;
+mod demo;
 mod down;
 mod logs;
 mod pod;
@@ -23,6 +24,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Up(args) => up::up(&args),
+        Command::Demo(args) => demo::demo(&args),
         Command::Down(args) => down::down(&args),
         Command::Status(args) => status::status(&args),
         Command::Exec(args) => pod::exec(&args),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use culvert_sandbox::cluster::Key;
@@ -12,6 +13,10 @@ use culvert_sandbox::report::{ContainerReport, PodReport, Report};
 use culvert_sandbox::state::{self, StateDir};
 
 use crate::args::{ExecArgs, InternalExecArgs, PodArgs};
+
+/// Half a second in all.
+const ENVIRONMENT_LOOKS: u32 = 50;
+const ENVIRONMENT_POLL: Duration = Duration::from_millis(10);
 
 pub(crate) fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let state = args.state.open()?;
@@ -88,8 +93,17 @@ pub(crate) fn container<'a>(pod: &'a PodReport, args: &PodArgs) -> anyhow::Resul
     pod.containers.iter().find(wanted).with_context(|| format!("pod {} has only {}", pod.key, names()))
 }
 
+/// The environment of a process. It is empty for the moment in which the process becomes its command.
 fn environment(pid: i32) -> std::io::Result<Vec<(OsString, OsString)>> {
-    let bytes = std::fs::read(format!("/proc/{pid}/environ"))?;
+    let path = format!("/proc/{pid}/environ");
+    let mut bytes = std::fs::read(&path)?;
+    for _ in 0..ENVIRONMENT_LOOKS {
+        if !bytes.is_empty() {
+            break;
+        }
+        std::thread::sleep(ENVIRONMENT_POLL);
+        bytes = std::fs::read(&path)?;
+    }
     Ok(bytes
         .split(|byte| *byte == 0)
         .filter_map(|pair| {

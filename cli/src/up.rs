@@ -132,12 +132,11 @@ fn settled(state: &StateDir, supervisor: &Record) -> Option<Report> {
 
 fn summary(report: &Report) -> String {
     let outside = if report.mesh { "" } else { ", no mesh" };
-    format!(
-        "ready: {} nodes, {} pods, {} services{outside}",
-        report.nodes.len(),
-        report.pods.len(),
-        report.services.len()
-    )
+    let counts = [report.nodes.len(), report.pods.len(), report.services.len()];
+    let [nodes, pods, services] = counts;
+    let problems: String = report.problems.iter().map(|problem| format!("\n  {problem}")).collect();
+    let but = if problems.is_empty() { "" } else { ", but:" };
+    format!("ready: {nodes} nodes, {pods} pods, {services} services{outside}{but}{problems}")
 }
 
 /// The same command line for the background, with paths that hold wherever it starts.

@@ -49,6 +49,8 @@ pub struct DaemonSpec {
     pub start: Start,
     /// Files that must be there before it starts.
     pub needs: Vec<PathBuf>,
+    /// Files removed before each start: an earlier process's would look like readiness.
+    pub stale: Vec<PathBuf>,
     /// When it is ready: all of these.
     pub ready: Vec<Probe>,
     /// Between SIGTERM and SIGKILL at the end of everything.
@@ -184,6 +186,9 @@ impl Daemon {
     }
 
     async fn once(&mut self, stop: &CancellationToken) -> Ended {
+        for file in &self.spec.stale {
+            let _ = std::fs::remove_file(file);
+        }
         let mut running = match self.launcher.start(&self.spec.start) {
             Ok(running) => running,
             Err(error) => {

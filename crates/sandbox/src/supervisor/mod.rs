@@ -110,6 +110,8 @@ pub enum Event {
     Daemon(DaemonNews),
     /// Somebody asks for something.
     Request(Request, oneshot::Sender<Reply>),
+    /// A request is done: the reply goes out once the report shows it.
+    Finished(Reply, oneshot::Sender<Reply>),
 }
 
 struct Daemon {
@@ -147,6 +149,10 @@ struct Supervisor {
     failures: BTreeMap<Key, String>,
     report: Report,
     reported: bool,
+    /// The pods of the first manifests have been made.
+    populated: bool,
+    /// To be sent after the next report.
+    replies: Vec<(Reply, oneshot::Sender<Reply>)>,
 }
 
 /// Runs a sandbox until `stop`, then removes all of it. What an earlier run left after a crash is removed first.
@@ -176,6 +182,9 @@ async fn supervise(options: Options, stop: CancellationToken) -> Result<(), Supe
                     supervisor.take(event);
                 }
                 supervisor.publish();
+                for (reply, to) in supervisor.replies.drain(..) {
+                    let _ = to.send(reply);
+                }
             }
             () = stop.cancelled() => break,
         }
@@ -247,6 +256,8 @@ impl Supervisor {
             directory_problem: None,
             failures: BTreeMap::new(),
             reported: false,
+            populated: false,
+            replies: Vec::new(),
         };
         supervisor.populate()?;
         Ok(supervisor)
@@ -267,6 +278,7 @@ impl Supervisor {
         }
         self.publish();
         self.reconcile_pods();
+        self.populated = true;
         self.publish();
         Ok(())
     }
@@ -289,6 +301,7 @@ impl Supervisor {
                 }
             }
             Event::Daemon(DaemonNews { label, state: None }) => drop(self.daemons.remove(&label)),
+            Event::Finished(reply, to) => self.replies.push((reply, to)),
             Event::Request(Request::Restart { role, node }, reply) => {
                 self.restart(role, node.as_deref(), reply)
             }
@@ -351,15 +364,17 @@ impl Supervisor {
             }
             answers.push((daemon.label.clone(), answer));
         }
+        let events = self.sender.clone();
         self.tasks.spawn("restart", async move {
+            let mut outcome = Reply::Done;
             for (label, answer) in answers {
                 match answer.await {
                     Ok(Ok(())) => {}
-                    Ok(Err(why)) => return drop(reply.send(Reply::Failed(format!("{label}: {why}")))),
-                    Err(_) => return drop(reply.send(Reply::Failed(format!("{label} was stopped")))),
+                    Ok(Err(why)) => outcome = Reply::Failed(format!("{label}: {why}")),
+                    Err(_) => outcome = Reply::Failed(format!("{label} was stopped")),
                 }
             }
-            let _ = reply.send(Reply::Done);
+            let _ = events.send(Event::Finished(outcome, reply)).await;
         });
     }
 

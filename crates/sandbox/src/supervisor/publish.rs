@@ -161,7 +161,8 @@ impl Supervisor {
     }
 
     fn settled(&self) -> bool {
-        self.failures.is_empty()
+        self.populated
+            && self.failures.is_empty()
             && self.daemons.values().all(|daemon| daemon.state.ready)
             && self.pods.values().all(super::pods::Slot::settled)
     }
