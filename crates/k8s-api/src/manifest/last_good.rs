@@ -1,5 +1,6 @@
 //! The last good content of every file. Pure: what was found goes in, what is in force comes out.
 
+use std::borrow::Borrow;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
@@ -38,13 +39,14 @@ pub struct FileState {
 
 impl LastGood {
     /// Takes in what a look at the directory found. True if what is in force, or the errors, changed.
-    pub fn apply(&mut self, scan: Scan) -> bool {
+    pub fn apply(&mut self, scan: impl Borrow<Scan>) -> bool {
+        let scan = scan.borrow();
         let before = (self.files.len(), self.duplicates.clone());
         let mut changed = false;
         self.files.retain(|name, _| scan.files.contains_key(name));
         changed |= self.files.len() != before.0;
-        for (name, found) in scan.files {
-            changed |= self.file(name, &found);
+        for (name, found) in &scan.files {
+            changed |= self.file(name, found);
         }
         if changed {
             self.settle();
@@ -74,14 +76,14 @@ impl LastGood {
         &self.files
     }
 
-    fn file(&mut self, name: String, found: &ScannedFile) -> bool {
+    fn file(&mut self, name: &str, found: &ScannedFile) -> bool {
         let digest = digest(found);
-        if self.files.get(&name).is_some_and(|state| state.digest == digest) {
+        if self.files.get(name).is_some_and(|state| state.digest == digest) {
             return false;
         }
         let errors = match found {
             ScannedFile::Text(text) => {
-                let parsed = parse_file(&name, text);
+                let parsed = parse_file(name, text);
                 if parsed.errors.is_empty() {
                     let state = FileState {
                         digest,
@@ -89,13 +91,13 @@ impl LastGood {
                         errors: Vec::new(),
                         notes: parsed.notes,
                     };
-                    self.files.insert(name, state);
+                    self.files.insert(name.to_owned(), state);
                     return true;
                 }
                 parsed.errors
             }
             ScannedFile::Bad(reason) => vec![FileError {
-                file: name.clone(),
+                file: name.to_owned(),
                 line: 0,
                 field: String::new(),
                 value: String::new(),
@@ -103,7 +105,7 @@ impl LastGood {
                 expected: String::new(),
             }],
         };
-        let state = self.files.entry(name).or_default();
+        let state = self.files.entry(name.to_owned()).or_default();
         state.digest = digest;
         state.errors = errors;
         true

@@ -13,11 +13,13 @@ use serde::Serialize;
 
 pub(crate) mod de;
 mod last_good;
+mod mirror;
 mod parse;
 mod scan;
 pub(crate) mod tree;
 
 pub use last_good::{FileState, LastGood};
+pub use mirror::Mirror;
 pub use parse::{ParsedFile, parse_file};
 pub use scan::{DirError, Scan, ScannedFile, scan};
 
