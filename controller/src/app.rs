@@ -77,6 +77,12 @@ impl App {
         let starting = readiness.register("listening");
 
         let tokens = NodeTokens::load(&args.node_tokens).context("node tokens")?;
+        let authority = Authority::open(&args.ca_dir, Arc::new(SystemClock))?;
+        if let Some(path) = &args.root_cert_out {
+            write_atomically(path, authority.root_pem())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let authority = Arc::new(authority);
         // Watched first, read then: what changes in between is read twice, not missed.
         let watch = Watch::new(&args.paths(), Some(tokens.path()));
         let directory = Directory::open(args.paths()).context("manifests")?;
@@ -84,12 +90,8 @@ impl App {
         writer.publish();
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
 
-        let authority = Authority::open(&args.ca_dir, Arc::new(SystemClock))?;
-        if let Some(path) = &args.root_cert_out {
-            write_atomically(path, authority.root_pem()).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        let authority = Arc::new(authority);
-        let serving = Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
+        let serving =
+            Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
         let xds = DeltaServer::new(
             sets,
             Tokens(tokens.clone()),
@@ -100,7 +102,9 @@ impl App {
         );
         let ca = ca_service(args, authority, tokens, snapshots.clone(), &metrics);
 
-        let port = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+        let port = TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", args.listen))?;
         let address = port.local_addr()?;
         let connections = listener::accept(port, ca::server_config(Arc::new(serving)), &tasks, drain.clone());
         let router = Server::builder()
@@ -220,8 +224,9 @@ fn ca_service(
     tokens: NodeTokens,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     metrics: &Metrics,
-) -> culvert_identity::stub::istio_certificate_service_server::IstioCertificateServiceServer<ca::service::CaService>
-{
+) -> culvert_identity::stub::istio_certificate_service_server::IstioCertificateServiceServer<
+    ca::service::CaService,
+> {
     let config = CaConfig {
         trust_domain: args.trust_domain.as_str().into(),
         default_lifetime: args.cert_ttl,

@@ -30,6 +30,10 @@ pub struct Args {
     /// Where the root key and certificate are kept; made if they are not there.
     #[arg(long, value_name = "DIR")]
     pub ca_dir: PathBuf,
+    /// Where the last good content of each manifest is kept, so that a restart does not forget it. [default: last-good in
+    /// the CA directory]
+    #[arg(long, value_name = "DIR")]
+    pub last_good: Option<PathBuf>,
     /// Where to write the root certificate for clients of this port.
     #[arg(long, value_name = "FILE")]
     pub root_cert_out: Option<PathBuf>,
@@ -69,6 +73,7 @@ impl Args {
             manifests: self.manifests.clone(),
             status: self.status.clone(),
             redirection: self.redirection.clone(),
+            last_good: Some(self.last_good.clone().unwrap_or_else(|| self.ca_dir.join("last-good"))),
         }
     }
 

@@ -48,7 +48,11 @@ impl ControllerMetrics {
             mine.register("generation", "Generation that is served", it.generation.clone());
             mine.register("resources", "Resources that are served, by type", it.resources.clone());
             mine.register("file_errors", "Errors in the files that are watched", it.errors.clone());
-            mine.register("translation_seconds", "Time from a change read to resources", it.translation.clone());
+            mine.register(
+                "translation_seconds",
+                "Time from a change read to resources",
+                it.translation.clone(),
+            );
             mine.register("xds_streams", "Proxies that are connected", it.streams.clone());
             mine.register("xds_pushes", "Responses sent, by type", it.pushes.clone());
             mine.register("xds_pushed_bytes", "Bytes sent, by type", it.pushed_bytes.clone());

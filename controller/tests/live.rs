@@ -1,7 +1,7 @@
 //! The whole controller over real files and sockets: a change on disk reaches a connected proxy.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -113,7 +113,8 @@ impl World {
         let mut request = Request::new(ReceiverStream::new(sent));
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = timeout(PATIENCE, client.delta_aggregated_resources(request)).await.unwrap()?.into_inner();
+        let responses =
+            timeout(PATIENCE, client.delta_aggregated_resources(request)).await.unwrap()?.into_inner();
         Ok(Proxy { requests, responses })
     }
 }
@@ -176,7 +177,10 @@ fn subscribe(type_url: &str, node: &str) -> DeltaDiscoveryRequest {
 async fn page(app: &App, path: &str) -> serde_json::Value {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.admin_address).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut text = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
@@ -186,10 +190,6 @@ async fn page(app: &App, path: &str) -> serde_json::Value {
 async fn until(app: &App, wanted: impl Fn(&culvert_controller::index::Snapshot) -> bool) {
     let mut snapshots = app.snapshots.clone();
     timeout(PATIENCE, snapshots.wait_for(|snapshot| wanted(snapshot))).await.expect("in time").unwrap();
-}
-
-fn is_uid(path: &Path, of: &str) -> bool {
-    path.ends_with(of)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,7 +231,10 @@ async fn statuses_of_directories_that_come_later_are_seen() {
     let mut proxy = world.connect(&app, "token-a", "node-a", &[ADDRESS_TYPE_URL]).await.unwrap();
     world.runs("one", false);
     let workload = proxy.workload().await;
-    assert_eq!((workload.uid.as_str(), workload.status().as_str_name()), ("Kubernetes//Pod/shop/web", "UNHEALTHY"));
+    assert_eq!(
+        (workload.uid.as_str(), workload.status().as_str_name()),
+        ("Kubernetes//Pod/shop/web", "UNHEALTHY")
+    );
     world.runs("one", true);
     assert_eq!(proxy.workload().await.status().as_str_name(), "HEALTHY");
     let started = Instant::now();
@@ -244,10 +247,7 @@ async fn statuses_of_directories_that_come_later_are_seen() {
     let generation = app.snapshots.borrow().generation;
     world.write("nodes/node-a/token", "x");
     world.write("manifests/new/deep/other.yaml", &POD.replace("name: web", "name: other"));
-    until(&app, |snapshot| {
-        snapshot.world.objects.iter().any(|it| is_uid(Path::new(&*it.file), "other.yaml"))
-    })
-    .await;
+    until(&app, |snapshot| snapshot.world.objects.iter().any(|it| it.file.ends_with("other.yaml"))).await;
     assert_eq!(app.snapshots.borrow().generation, generation, "a pod without a status is nothing to send");
     app.stop().await;
 }
@@ -256,7 +256,8 @@ async fn statuses_of_directories_that_come_later_are_seen() {
 async fn a_proxy_proves_its_node() {
     let world = World::new();
     let app = world.start().await;
-    let refused = |result: Result<DeltaDiscoveryResponse, Status>| result.map(|_| ()).map_err(|status| status.code());
+    let refused =
+        |result: Result<DeltaDiscoveryResponse, Status>| result.map(|_| ()).map_err(|status| status.code());
     let types = [ADDRESS_TYPE_URL];
     let wrong = world.connect(&app, "token-x", "node-a", &types).await;
     assert_eq!(wrong.err().map(|status| status.code()), Some(Code::Unauthenticated));
@@ -281,10 +282,16 @@ async fn a_restart_keeps_the_root_and_resends_nothing() {
     let stopped = Instant::now();
     app.stop().await;
     assert!(stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
-    assert!(timeout(PATIENCE, proxy.responses.message()).await.unwrap().is_err(), "the stream is ended, not left");
+    assert!(
+        timeout(PATIENCE, proxy.responses.message()).await.unwrap().is_err(),
+        "the stream is ended, not left"
+    );
 
+    // It turns bad while nobody looks: what it said is still in force.
+    world.policy("0");
     let app = world.start().await;
     assert_eq!(fs::read(world.at("root-cert.pem")).unwrap(), root);
+    assert_eq!(app.snapshots.borrow().world.errors.len(), 1);
     let again = app.snapshots.borrow().clone();
     assert_eq!(again.set.types, first.set.types);
     assert!(again.generation > first.generation);
@@ -301,7 +308,10 @@ async fn what_it_starts_with_and_what_not() {
     assert_eq!(snapshot.world.errors.len(), 1);
     assert!(snapshot.addresses.contains_key("Kubernetes//Pod/shop/web"), "the rest is served");
     let index = page(&app, "/debug/index").await;
-    assert_eq!(index["addresses"]["Kubernetes//Pod/shop/web"]["resource"]["workload"]["addresses"][0], "100.64.1.2");
+    assert_eq!(
+        index["addresses"]["Kubernetes//Pod/shop/web"]["resource"]["workload"]["addresses"][0],
+        "100.64.1.2"
+    );
     app.stop().await;
 
     let mut args = world.args();

@@ -82,11 +82,8 @@ impl Index {
     pub fn apply(&mut self, world: World) -> Arc<Snapshot> {
         let before = &self.current;
         let mut translation = translate::translate(&world, &before.translation.vips, &self.settings);
-        let addresses = keep(
-            std::mem::take(&mut translation.addresses),
-            &before.addresses,
-            version::of_address,
-        );
+        let addresses =
+            keep(std::mem::take(&mut translation.addresses), &before.addresses, version::of_address);
         let policies = keep(std::mem::take(&mut translation.policies), &before.policies, version::of_policy);
         let same = addresses == before.addresses && policies == before.policies;
         let mut next = Snapshot {
@@ -113,10 +110,9 @@ fn keep<T: PartialEq>(
 ) -> BTreeMap<String, Versioned<T>> {
     let one = |(name, message): (String, T)| {
         let versioned = match before.get(&name) {
-            Some(known) if *known.message == message => Versioned {
-                version: known.version.clone(),
-                message: Arc::clone(&known.message),
-            },
+            Some(known) if *known.message == message => {
+                Versioned { version: known.version.clone(), message: Arc::clone(&known.message) }
+            }
             _ => Versioned { version: version(&message), message: Arc::new(message) },
         };
         (name, versioned)

@@ -73,10 +73,7 @@ mod tests {
 
     fn says(name: &str) -> Node {
         let value = Value { kind: Some(Kind::StringValue(name.to_owned())) };
-        Node {
-            metadata: Some(Struct { fields: [(NODE_NAME.to_owned(), value)].into() }),
-            ..Node::default()
-        }
+        Node { metadata: Some(Struct { fields: [(NODE_NAME.to_owned(), value)].into() }), ..Node::default() }
     }
 
     #[test]
@@ -85,7 +82,9 @@ mod tests {
         let tokens = tokens(&dir);
         let mut metadata = MetadataMap::new();
         let ask = |metadata: &MetadataMap, node: Option<&Node>| {
-            Authenticator::authenticate(&tokens, metadata, node).map(|peer| peer.name).map_err(|status| status.code())
+            Authenticator::authenticate(&tokens, metadata, node)
+                .map(|peer| peer.name)
+                .map_err(|status| status.code())
         };
         assert_eq!(ask(&metadata, None), Err(Code::Unauthenticated));
         for wrong in ["Bearer other", "Basic secret", "secret", "Bearer "] {

@@ -73,7 +73,8 @@ mod tests {
             assert_eq!(runs_on(&world, "node", "n", "a"), expected, "{phase:?}");
         }
         world.pods.insert(("n".into(), "p".into()), status(Phase::Running));
-        for (node, namespace, account) in [("other", "n", "a"), ("node", "m", "a"), ("node", "n", "default")] {
+        for (node, namespace, account) in [("other", "n", "a"), ("node", "m", "a"), ("node", "n", "default")]
+        {
             assert!(!runs_on(&world, node, namespace, account));
         }
         world.objects.clear();

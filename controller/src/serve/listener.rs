@@ -60,7 +60,9 @@ pub fn accept(
                         let _ = stream.set_nodelay(true);
                         match timeout(HANDSHAKE, acceptor.accept(stream)).await {
                             // It fails if the server has ended.
-                            Ok(Ok(stream)) => drop(ready.send(Ok(Connection { stream, _place: place })).await),
+                            Ok(Ok(stream)) => {
+                                drop(ready.send(Ok(Connection { stream, _place: place })).await)
+                            }
                             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
                         }
@@ -83,7 +85,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use culvert_k8s_api::manifest::{DirError, FileError, LastGood, scan};
+use culvert_k8s_api::manifest::{DirError, FileError, LastGood, Mirror, Scan, scan};
 use culvert_k8s_api::status::{PodStatus, RedirectionStatus, ServiceStatus, parse_file_name};
 
 use super::json_dir::JsonDir;
@@ -20,6 +20,8 @@ pub struct Paths {
     pub status: Option<PathBuf>,
     /// Holds `<node>/redirection/`.
     pub redirection: Option<PathBuf>,
+    /// Where the last good content of each manifest is kept over a restart.
+    pub last_good: Option<PathBuf>,
 }
 
 /// What was read, and what stays in force of what could not be.
@@ -28,6 +30,7 @@ pub struct Directory {
     paths: Paths,
     manifests: LastGood,
     manifests_error: Option<FileError>,
+    mirror: Option<Mirror>,
     pods: JsonDir<PodStatus>,
     services: JsonDir<ServiceStatus>,
     redirection: BTreeMap<String, JsonDir<RedirectionStatus>>,
@@ -43,16 +46,19 @@ impl Directory {
     /// If the directory of manifests cannot be read: a controller that starts so would take back every policy. (A single
     /// bad file is no such error.)
     pub fn open(paths: Paths) -> Result<Self, DirError> {
+        let found = scan(&paths.manifests)?;
         let mut manifests = LastGood::default();
-        manifests.apply(scan(&paths.manifests)?);
+        let mirror = paths.last_good.as_deref().and_then(|dir| open_mirror(dir, &mut manifests));
         let mut directory = Self {
             paths,
             manifests,
             manifests_error: None,
+            mirror,
             pods: JsonDir::default(),
             services: JsonDir::default(),
             redirection: BTreeMap::new(),
         };
+        directory.take_in(&found);
         directory.refresh(Dirty { manifests: false, ..Dirty::ALL });
         Ok(directory)
     }
@@ -67,7 +73,7 @@ impl Directory {
         if dirty.manifests {
             self.manifests_error = match scan(&self.paths.manifests) {
                 Ok(found) => {
-                    self.manifests.apply(found);
+                    self.take_in(&found);
                     None
                 }
                 Err(error) => Some(FileError {
@@ -122,6 +128,15 @@ impl Directory {
         }
     }
 
+    fn take_in(&mut self, found: &Scan) {
+        self.manifests.apply(found);
+        if let Some(mirror) = &mut self.mirror
+            && let Err(error) = mirror.keep(found, &self.manifests)
+        {
+            tracing::warn!(%error, "cannot keep the last good manifests over a restart");
+        }
+    }
+
     fn refresh_redirection(&mut self) {
         let Some(root) = &self.paths.redirection else { return };
         let nodes = nodes(root);
@@ -129,6 +144,20 @@ impl Directory {
         for node in nodes {
             let dir = redirection_dir(root, &node);
             self.redirection.entry(node).or_default().refresh(&dir);
+        }
+    }
+}
+
+/// Without it a restart forgets what bad files said when they were good; that is no reason not to serve.
+fn open_mirror(dir: &Path, manifests: &mut LastGood) -> Option<Mirror> {
+    match Mirror::open(dir) {
+        Ok((mirror, before)) => {
+            manifests.apply(before);
+            Some(mirror)
+        }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "cannot keep the last good manifests over a restart");
+            None
         }
     }
 }

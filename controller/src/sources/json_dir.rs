@@ -60,7 +60,10 @@ impl<T: DeserializeOwned> JsonDir<T> {
         for found in fs::read_dir(dir)? {
             let found = found?;
             let Ok(name) = found.file_name().into_string() else { continue };
-            if name.starts_with('.') || !name.ends_with(".json") || !found.file_type().is_ok_and(|kind| kind.is_file()) {
+            if name.starts_with('.')
+                || !name.ends_with(".json")
+                || !found.file_type().is_ok_and(|kind| kind.is_file())
+            {
                 continue;
             }
             if files.len() == MAX_FILES {

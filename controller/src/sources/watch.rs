@@ -98,9 +98,12 @@ impl Watch {
                 shared.changed.notify_one();
             }
         })
-        .inspect_err(|error| tracing::warn!(%error, "no watch on files; changes are found by looking every 5 s"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "no watch on files; changes are found by looking every 5 s"),
+        )
         .ok();
-        let mut watch = Self { places, marks, watcher, watched: BTreeSet::new(), rescan: Instant::now() + RESCAN };
+        let mut watch =
+            Self { places, marks, watcher, watched: BTreeSet::new(), rescan: Instant::now() + RESCAN };
         watch.cover();
         watch
     }
@@ -177,13 +180,17 @@ impl Places {
     fn judge(&self, event: &notify::Event) -> Dirty {
         match event.kind {
             // Closing after writing is where a file is whole.
-            EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write) => return Dirty::default(),
+            EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write) => {
+                return Dirty::default();
+            }
             _ if event.need_rescan() => return Dirty::ALL,
             _ => {}
         }
-        event.paths.iter().map(|path| self.of(path)).fold(Dirty::default(), |all, one| {
-            Dirty::from_bits(all.bits() | one.bits())
-        })
+        event
+            .paths
+            .iter()
+            .map(|path| self.of(path))
+            .fold(Dirty::default(), |all, one| Dirty::from_bits(all.bits() | one.bits()))
     }
 
     fn of(&self, path: &Path) -> Dirty {

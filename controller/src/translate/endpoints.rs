@@ -35,7 +35,8 @@ pub(super) enum Endpoint<'a> {
 
 impl<'a> Targets<'a> {
     pub fn add_service(&mut self, namespace: &'a str, key: String, service: &'a Service) {
-        let target = Target { keys: vec![key], selector: &service.spec.selector, ports: Ports::Service(service) };
+        let target =
+            Target { keys: vec![key], selector: &service.spec.selector, ports: Ports::Service(service) };
         self.by_namespace.entry(namespace).or_default().push(target);
     }
 
@@ -45,7 +46,12 @@ impl<'a> Targets<'a> {
     }
 
     /// The services of an endpoint with its own ports; one without a usable port is left out (Z71).
-    pub fn of(&self, namespace: &str, labels: &StringMap, endpoint: Endpoint<'_>) -> HashMap<String, PortList> {
+    pub fn of(
+        &self,
+        namespace: &str,
+        labels: &StringMap,
+        endpoint: Endpoint<'_>,
+    ) -> HashMap<String, PortList> {
         let mut services = HashMap::new();
         let selecting = self.by_namespace.get(namespace).into_iter().flatten();
         for target in selecting.filter(|target| selects(target.selector, labels)) {

@@ -27,7 +27,8 @@ impl Hosts<'_> {
     /// Resource names of the hosts of an entry.
     pub fn keys_of(&self, entry: &ServiceEntry) -> Vec<String> {
         let own = entry.spec.hosts.iter().map(|host| key(entry, host));
-        own.filter(|key| self.owners.get(key).is_some_and(|(owner, _)| owner.metadata == entry.metadata)).collect()
+        own.filter(|key| self.owners.get(key).is_some_and(|(owner, _)| owner.metadata == entry.metadata))
+            .collect()
     }
 }
 
@@ -120,7 +121,13 @@ pub(super) fn convert_all(
     }
 }
 
-fn service(view: &View<'_>, hosts: &Hosts<'_>, key: &str, entry: &ServiceEntry, host: &str) -> proto::Service {
+fn service(
+    view: &View<'_>,
+    hosts: &Hosts<'_>,
+    key: &str,
+    entry: &ServiceEntry,
+    host: &str,
+) -> proto::Service {
     let (meta, spec, network) = (&entry.metadata, &entry.spec, &view.settings.network);
     let written = spec.addresses.iter().map(|block| {
         let whole = block.0.prefix_len() == block.0.max_prefix_len();
@@ -225,7 +232,8 @@ fn workload(
         network: network.clone(),
         tunnel_protocol: tunnel(native).into(),
         trust_domain: settings.trust_domain.clone(),
-        service_account: if spec.service_account.is_empty() { "default" } else { &spec.service_account }.to_owned(),
+        service_account: if spec.service_account.is_empty() { "default" } else { &spec.service_account }
+            .to_owned(),
         waypoint: waypoint(&meta.labels, None, &meta.namespace, &settings.cluster_domain),
         canonical_name: canonical_name(labels, &meta.name),
         canonical_revision: canonical_revision(labels),

@@ -126,7 +126,12 @@ impl Translation {
 /// The waypoint that labels ask for, the object's own before its namespace's.
 ///
 /// It is sent whether it exists or not: a waypoint that is bound but missing refuses (design: fail closed).
-fn waypoint(of: &StringMap, inherited: Option<&StringMap>, namespace: &str, domain: &str) -> Option<GatewayAddress> {
+fn waypoint(
+    of: &StringMap,
+    inherited: Option<&StringMap>,
+    namespace: &str,
+    domain: &str,
+) -> Option<GatewayAddress> {
     let source = if of.contains_key(labels::USE_WAYPOINT) { of } else { inherited? };
     let name = source.get(labels::USE_WAYPOINT)?;
     if name.is_empty() || name == labels::WAYPOINT_NONE {

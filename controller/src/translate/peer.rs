@@ -40,7 +40,8 @@ struct WorkloadLevel {
 impl Levels {
     /// The resource that enforces the mode of a workload; none under PERMISSIVE.
     pub fn policy_for(&self, namespace: &str, labels: &StringMap) -> Option<String> {
-        let own = self.workloads.get(namespace).and_then(|all| all.iter().find(|one| selects(&one.labels, labels)));
+        let own =
+            self.workloads.get(namespace).and_then(|all| all.iter().find(|one| selects(&one.labels, labels)));
         if let Some(own) = own {
             return own.policy.clone();
         }
@@ -122,7 +123,9 @@ fn workload_level(
     } else {
         let groups = match base {
             // One group: refused unless it is one of these ports.
-            Mode::Strict => vec![std::iter::once(anonymous()).chain(others.into_iter().map(not_port)).collect()],
+            Mode::Strict => {
+                vec![std::iter::once(anonymous()).chain(others.into_iter().map(not_port)).collect()]
+            }
             // A group for each port that is strict by itself.
             Mode::Permissive => others.into_iter().map(|port| vec![anonymous(), at_port(port)]).collect(),
         };

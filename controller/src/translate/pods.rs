@@ -59,7 +59,8 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
         status: health(healthy).into(),
         cluster_id: settings.cluster_id.clone(),
         locality: node_locality(view, &status.node_name),
-        network_mode: if host { proto::NetworkMode::HostNetwork } else { proto::NetworkMode::Standard }.into(),
+        network_mode: if host { proto::NetworkMode::HostNetwork } else { proto::NetworkMode::Standard }
+            .into(),
         ..proto::Workload::default()
     }
 }

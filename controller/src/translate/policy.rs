@@ -7,9 +7,7 @@
 
 use culvert_k8s_api::labels;
 use culvert_k8s_api::meta::{StringMap, selects};
-use culvert_k8s_api::security::{
-    Action, AuthorizationPolicy, Condition, Operation, Rule, Selector, Source,
-};
+use culvert_k8s_api::security::{Action, AuthorizationPolicy, Condition, Operation, Rule, Selector, Source};
 use culvert_k8s_api::values::{IpBlock, Port};
 use culvert_proto::security as proto;
 use culvert_proto::security::string_match::MatchType;
@@ -83,7 +81,8 @@ fn convert(policy: &AuthorizationPolicy, root: &str) -> (Option<proto::Authoriza
         Action::Audit | Action::Custom => {
             status.reason = "UnsupportedValue";
             let action = format!("{:?}", spec.action).to_uppercase();
-            status.message = format!("spec.action: a node tunnel cannot enforce {action}, so it enforces nothing of it");
+            status.message =
+                format!("spec.action: a node tunnel cannot enforce {action}, so it enforces nothing of it");
             return (None, status);
         }
     };
@@ -93,7 +92,7 @@ fn convert(policy: &AuthorizationPolicy, root: &str) -> (Option<proto::Authoriza
         (false, true) => proto::Scope::Global,
         (false, false) => proto::Scope::Namespace,
     };
-    let mut message = proto::Authorization {
+    let message = proto::Authorization {
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
         scope: scope.into(),
@@ -104,34 +103,45 @@ fn convert(policy: &AuthorizationPolicy, root: &str) -> (Option<proto::Authoriza
     };
     status.accepted = true;
     status.resource = Some(format!("{}/{}", meta.namespace, meta.name));
+    (Some(rules(message, policy, &mut status)), status)
+}
+
+/// Fills in the groups, and says in the status what is not as written.
+fn rules(
+    mut message: proto::Authorization,
+    policy: &AuthorizationPolicy,
+    status: &mut PolicyStatus,
+) -> proto::Authorization {
+    let deny = policy.spec.action == Action::Deny;
     let mut shortened = Vec::new();
-    for (index, rule) in spec.rules.iter().enumerate() {
-        match group(rule, spec.action == Action::Deny, &meta.namespace) {
-            Ok((Some(group), whole)) => {
-                message.groups.push(group);
+    for (index, rule) in policy.spec.rules.iter().enumerate() {
+        match group(rule, deny, &policy.metadata.namespace) {
+            Ok((group, whole)) => {
+                message.groups.extend(group);
                 if !whole {
-                    shortened.push(index);
+                    shortened.push(format!("spec.rules[{index}]"));
                 }
             }
-            Ok((None, _)) => shortened.push(index),
             Err(Bad(value)) => {
                 status.reason = "Invalid";
-                status.message = format!("spec.rules[{index}]: invalid value {value:?}: everything it selects is denied");
-                return (Some(deny_all(message)), status);
+                status.message =
+                    format!("spec.rules[{index}]: invalid value {value:?}: everything it selects is denied");
+                return deny_all(message);
             }
         }
     }
     if !shortened.is_empty() {
-        let rules = shortened.iter().map(|index| format!("spec.rules[{index}]")).collect::<Vec<_>>().join(", ");
-        (status.reason, status.message) = if spec.action == Action::Deny {
-            let what = "its HTTP fields cannot be judged here, so it denies every connection that the rest matches";
-            ("Widened", format!("{rules}: {what}"))
+        let (reason, what) = if deny {
+            let what =
+                "HTTP fields cannot be judged here, so every connection that the rest matches is denied";
+            ("Widened", what)
         } else {
-            let what = "left out, since its HTTP fields cannot be judged here: fewer connections are allowed";
-            ("Narrowed", format!("{rules}: {what}"))
+            ("Narrowed", "left out, since HTTP fields cannot be judged here: fewer connections are allowed")
         };
+        status.reason = reason;
+        status.message = format!("{}: {what}", shortened.join(", "));
     }
-    (Some(message), status)
+    message
 }
 
 /// One group without a clause matches every connection.
@@ -153,8 +163,11 @@ fn group(rule: &Rule, deny: bool, namespace: &str) -> Result<(Option<proto::Grou
     let mut whole = true;
     let from: Result<Vec<_>, Bad> = rule.from.iter().map(|from| source(&from.source, namespace)).collect();
     let to: Vec<_> = rule.to.iter().map(|to| operation(&to.operation)).collect();
-    let when: Result<Vec<_>, Bad> =
-        rule.when.iter().map(|condition| self::condition(condition, namespace).map(|one| vec![one])).collect();
+    let when: Result<Vec<_>, Bad> = rule
+        .when
+        .iter()
+        .map(|condition| self::condition(condition, namespace).map(|one| vec![one]))
+        .collect();
     for alternatives in [from?, to].into_iter().chain(when?) {
         let l7 = alternatives.iter().any(|(_, l7)| l7.is_some());
         whole &= !l7;
@@ -203,7 +216,8 @@ fn condition(condition: &Condition, namespace: &str) -> Result<(proto::Match, Op
         "source.namespace" => (one.namespaces, one.not_namespaces) = (strings(yes), strings(no)),
         "source.principal" => (one.principals, one.not_principals) = (strings(yes), strings(no)),
         "source.serviceAccount" => {
-            (one.service_accounts, one.not_service_accounts) = (accounts(yes, namespace)?, accounts(no, namespace)?);
+            (one.service_accounts, one.not_service_accounts) =
+                (accounts(yes, namespace)?, accounts(no, namespace)?);
         }
         "destination.ip" => (one.destination_ips, one.not_destination_ips) = (blocks(yes)?, blocks(no)?),
         "destination.port" => (one.destination_ports, one.not_destination_ports) = (ports(yes)?, ports(no)?),
@@ -242,7 +256,10 @@ fn accounts(values: &[String], own: &str) -> Result<Vec<proto::ServiceAccountMat
 }
 
 fn blocks(values: &[String]) -> Result<Vec<proto::Address>, Bad> {
-    values.iter().map(|text| text.parse().map(|parsed| block(&parsed)).map_err(|()| Bad(text.clone()))).collect()
+    values
+        .iter()
+        .map(|text| text.parse().map(|parsed| block(&parsed)).map_err(|()| Bad(text.clone())))
+        .collect()
 }
 
 fn block(block: &IpBlock) -> proto::Address {
@@ -250,7 +267,7 @@ fn block(block: &IpBlock) -> proto::Address {
         std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
         std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    proto::Address { address: address.into(), length: block.0.prefix_len().into() }
+    proto::Address { address, length: block.0.prefix_len().into() }
 }
 
 fn ports(values: &[String]) -> Result<Vec<u32>, Bad> {

@@ -19,7 +19,8 @@ pub fn address(message: &Address) -> Value {
 /// A policy.
 pub fn policy(message: &Authorization) -> Value {
     let groups = message.groups.iter().map(|group| {
-        let rules = group.rules.iter().map(|rules| Value::Array(rules.matches.iter().map(one_match).collect()));
+        let rules =
+            group.rules.iter().map(|rules| Value::Array(rules.matches.iter().map(one_match).collect()));
         Value::Array(rules.collect())
     });
     filled(json!({
@@ -67,7 +68,8 @@ fn workload(it: &workload::Workload) -> Value {
 
 fn service(it: &workload::Service) -> Value {
     let addresses = it.addresses.iter().map(|address| {
-        let network = if address.network.is_empty() { String::new() } else { format!("{}/", address.network) };
+        let network =
+            if address.network.is_empty() { String::new() } else { format!("{}/", address.network) };
         let length = address.length.map_or_else(String::new, |length| format!("/{length}"));
         format!("{network}{}{length}", ip(&address.address))
     });

@@ -112,14 +112,18 @@ fn load_balancing(view: &View<'_>, service: &Service) -> Option<proto::LoadBalan
     let of_namespace = || view.namespaces.get(namespace)?.annotations.get(labels::TRAFFIC_DISTRIBUTION);
     let wish = service.spec.traffic_distribution.as_ref().or(annotation).or_else(of_namespace);
     let near = [Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node];
-    let (mode, scopes): (Mode, &[Scope]) = match (service.spec.internal_traffic_policy, wish.map(String::as_str)) {
-        (Some(InternalTrafficPolicy::Local), _) => (Mode::Strict, &[Scope::Node]),
-        (_, Some("PreferClose" | "PreferSameZone")) => (Mode::Failover, &near[..3]),
-        (_, Some("PreferSameNode")) => (Mode::Failover, &near),
-        _ => (Mode::UnspecifiedMode, &[]),
+    let (mode, scopes): (Mode, &[Scope]) =
+        match (service.spec.internal_traffic_policy, wish.map(String::as_str)) {
+            (Some(InternalTrafficPolicy::Local), _) => (Mode::Strict, &[Scope::Node]),
+            (_, Some("PreferClose" | "PreferSameZone")) => (Mode::Failover, &near[..3]),
+            (_, Some("PreferSameNode")) => (Mode::Failover, &near),
+            _ => (Mode::UnspecifiedMode, &[]),
+        };
+    let health = if service.spec.publish_not_ready_addresses {
+        HealthPolicy::AllowAll
+    } else {
+        HealthPolicy::OnlyHealthy
     };
-    let health =
-        if service.spec.publish_not_ready_addresses { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
     let says_something = mode != Mode::UnspecifiedMode || health != HealthPolicy::OnlyHealthy;
     says_something.then(|| proto::LoadBalancing {
         routing_preference: scopes.iter().map(|scope| (*scope).into()).collect(),

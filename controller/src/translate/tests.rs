@@ -218,7 +218,10 @@ fn load_balancing() {
 #[test]
 fn one_services_health_policy_is_not_anothers() {
     let one = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {clusterIP: 10.0.0.1, trafficDistribution: PreferClose, publishNotReadyAddresses: true, ports: [{port: 80}]}\n";
-    let other = one.replace("name: a", "name: b").replace("publishNotReadyAddresses: true, ", "").replace("0.1", "0.2");
+    let other = one
+        .replace("name: a", "name: b")
+        .replace("publishNotReadyAddresses: true, ", "")
+        .replace("0.1", "0.2");
     let page = shown(&run(&world(&format!("{one}---\n{other}"))));
     assert_eq!((page.matches("ALLOW_ALL").count(), page.matches("ONLY_HEALTHY").count()), (1, 1), "{page}");
 }
@@ -255,28 +258,29 @@ fn waypoints_that_labels_ask_for_are_named_even_if_they_do_not_exist() {
     assert_eq!(bound("Kubernetes//Pod/n/p"), "");
 }
 
+fn peer(namespace: &str, name: &str, selector: bool, mode: Option<&str>, ports: &[(u16, &str)]) -> String {
+    let mut text = format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n"
+    );
+    if selector {
+        text += "  selector: {matchLabels: {app: web}}\n";
+    }
+    if let Some(mode) = mode {
+        text += &format!("  mtls: {{mode: {mode}}}\n");
+    }
+    if !ports.is_empty() {
+        text += "  portLevelMtls:\n";
+        for (port, mode) in ports {
+            text += &format!("    {port}: {{mode: {mode}}}\n");
+        }
+    }
+    if text.ends_with("spec:\n") { text.replace("spec:\n", "spec: {}\n") } else { text }
+}
+
 /// The effective mode for each combination of levels, as the policies that enforce it (D39 to D42).
 #[test]
 fn modes_by_level() {
     const STATIC: &str = "istio-system/istio_converted_static_strict";
-    let peer = |namespace: &str, name: &str, selector: bool, mode: Option<&str>, ports: &[(u16, &str)]| {
-        let mut text = format!(
-            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n"
-        );
-        if selector {
-            text += "  selector: {matchLabels: {app: web}}\n";
-        }
-        if let Some(mode) = mode {
-            text += &format!("  mtls: {{mode: {mode}}}\n");
-        }
-        if !ports.is_empty() {
-            text += "  portLevelMtls:\n";
-            for (port, mode) in ports {
-                text += &format!("    {port}: {{mode: {mode}}}\n");
-            }
-        }
-        if text.ends_with("spec:\n") { text.replace("spec:\n", "spec: {}\n") } else { text }
-    };
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, labels: {app: web}}\nspec: {containers: [{name: c}]}\n";
     let enforced = |parts: &[String]| {
         let text = format!("{pod}{}", parts.concat());
@@ -286,7 +290,10 @@ fn modes_by_level() {
             .iter()
             .map(|name| {
                 let policy = &translation.policies[name];
-                assert_eq!((policy.action().as_str_name(), policy.scope().as_str_name()), ("DENY", "WORKLOAD_SELECTOR"));
+                assert_eq!(
+                    (policy.action().as_str_name(), policy.scope().as_str_name()),
+                    ("DENY", "WORKLOAD_SELECTOR")
+                );
                 render::policy(policy)["groups"].to_string()
             })
             .collect();
@@ -315,7 +322,10 @@ fn modes_by_level() {
         (vec![own(Some("STRICT"), &[])], strict.clone()),
         // Ports under a strict workload: one group that exempts them all.
         (
-            vec![own(Some("STRICT"), &[(9090, "PERMISSIVE"), (8080, "DISABLE"), (7070, "STRICT"), (1, "UNSET")])],
+            vec![own(
+                Some("STRICT"),
+                &[(9090, "PERMISSIVE"), (8080, "DISABLE"), (7070, "STRICT"), (1, "UNSET")],
+            )],
             converted(&format!(
                 r#"[[{nobody},[{{"notDestinationPorts":[8080]}}],[{{"notDestinationPorts":[9090]}}]]]"#
             )),
@@ -350,7 +360,8 @@ fn of_several_at_one_level_the_oldest_wins() {
             "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: n, creationTimestamp: {created}}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
         )
     };
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: c}]}\n";
+    let pod =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: c}]}\n";
     let young = peer("a", "\"2026-02-01T00:00:00Z\"", "PERMISSIVE");
     let old = peer("z", "\"2025-02-01T00:00:00Z\"", "STRICT");
     let undated = peer("b", "null", "PERMISSIVE");

@@ -29,7 +29,8 @@ pub(super) fn allocate(
             continue;
         }
         let start = slot(name);
-        let free = (0..SLOTS).map(|step| Ipv4Addr::from(BASE + (start + step) % SLOTS)).find(|ip| used.insert(*ip));
+        let free =
+            (0..SLOTS).map(|step| Ipv4Addr::from(BASE + (start + step) % SLOTS)).find(|ip| used.insert(*ip));
         let Some(address) = free else { break };
         out.insert(name.clone(), address);
     }
