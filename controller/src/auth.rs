@@ -30,12 +30,12 @@ pub struct NodeTokens {
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// It cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// It is too large.
     #[error("{}: is larger than {MAX_FILE_BYTES} bytes", path.display())]
@@ -44,12 +44,12 @@ pub enum TokensError {
         path: PathBuf,
     },
     /// It is not a JSON object of strings.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// A key is no name of a node.
     #[error("{}: {node:?} is no name of a node", path.display())]
@@ -168,7 +168,7 @@ impl NodeTokens {
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>, TokensError> {
-    let unreadable = |source| TokensError::Read { path: path.to_owned(), source };
+    let unreadable = |reason| TokensError::Read { path: path.to_owned(), reason };
     let mut text = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
@@ -176,7 +176,7 @@ fn read(path: &Path) -> Result<Vec<Entry>, TokensError> {
         return Err(TokensError::TooLarge { path: path.to_owned() });
     }
     let map: BTreeMap<String, String> = serde_json::from_slice(&text)
-        .map_err(|source| TokensError::Json { path: path.to_owned(), source })?;
+        .map_err(|reason| TokensError::Json { path: path.to_owned(), reason })?;
     let mut entries: Vec<Entry> = Vec::with_capacity(map.len());
     for (node, hex) in map {
         if !is_dns_subdomain(&node) {

@@ -1,4 +1,8 @@
 //! The whole controller over real files and sockets: a change on disk reaches a connected proxy.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may panic; the lint's own exception stops at #[test] functions"
+)]
 
 use std::fs;
 use std::path::PathBuf;
@@ -100,11 +104,8 @@ impl World {
 
     async fn connect(&self, app: &App, token: &str, says: &str, types: &[&str]) -> Result<Proxy, Status> {
         let address = format!("https://{}", app.address);
-        let endpoint = ControlEndpoint::new(
-            &address,
-            "culvert-controller.culvert-system.svc",
-            &self.at("root-cert.pem"),
-        );
+        let endpoint =
+            ControlEndpoint::new(&address, "culvert-controller.culvert-system.svc", self.at("root-cert.pem"));
         let channel = control_channel(endpoint).unwrap();
         let (requests, sent) = mpsc::channel(16);
         for type_url in types {
@@ -153,7 +154,7 @@ impl Proxy {
             if response.removed_resources.iter().any(|name| name == "shop/p") {
                 return 0;
             }
-            for resource in response.resources.into_iter().filter(|it| it.name == "shop/p") {
+            if let Some(resource) = response.resources.into_iter().find(|it| it.name == "shop/p") {
                 let policy = Authorization::decode(&*resource.resource.unwrap().value).unwrap();
                 return policy.groups[0].rules[0].matches[0].destination_ports[0];
             }

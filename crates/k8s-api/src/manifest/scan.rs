@@ -20,12 +20,12 @@ const MAX_ENTRIES: usize = 100_000;
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// It, or a directory in it, cannot be listed.
-    #[error("{}: cannot read directory: {source}", path.display())]
+    #[error("{}: cannot read directory: {reason}", path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// More than [`MAX_FILES`] manifests or 100,000 entries.
     #[error("{}: more than {limit} files", path.display())]
@@ -73,7 +73,7 @@ pub enum ScannedFile {
 /// # Errors
 /// If a directory cannot be listed or a bound is crossed. A file that cannot be read is a [`ScannedFile::Bad`].
 pub fn scan(dir: &Path) -> Result<Scan, DirError> {
-    let unreadable = |source| DirError::Unreadable { path: dir.to_owned(), source };
+    let unreadable = |reason| DirError::Unreadable { path: dir.to_owned(), reason };
     let root = dir.canonicalize().map_err(unreadable)?;
     let mut walk = Walk { root, entries: 0, bytes: 0, found: Scan::default() };
     walk.directory(dir, "", 0)?;
@@ -92,7 +92,7 @@ impl Walk {
         if depth > MAX_DEPTH {
             return Err(DirError::TooDeep { path: path.to_owned() });
         }
-        let unreadable = |source| DirError::Unreadable { path: path.to_owned(), source };
+        let unreadable = |reason| DirError::Unreadable { path: path.to_owned(), reason };
         let listing = match fs::read_dir(path) {
             Ok(listing) => listing,
             // Removed since its parent was listed.
