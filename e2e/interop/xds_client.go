@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,6 +23,11 @@ const syncLimit = 30 * time.Second
 
 // How long a server may take to end a stream whose other half is closed.
 const finishLimit = 5 * time.Second
+
+// fence is a name that no resource has.
+const fence = "interop.invalid/fence"
+
+type deltaStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 
 // xdsClient keeps what it was sent across streams, as a proxy does.
 type xdsClient struct {
@@ -101,8 +107,7 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 		return refusal(err)
 	}
 	for _, typeURL := range c.types {
-		request := &discovery.DeltaDiscoveryRequest{Node: c.node, TypeUrl: typeURL, InitialResourceVersions: c.versions[typeURL]}
-		if err := stream.Send(request); err != nil {
+		if err := c.subscribe(stream, typeURL); err != nil {
 			return refusal(err)
 		}
 	}
@@ -121,7 +126,10 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 			}
 		}
 	}()
-	waiting := map[string]bool{addressType: true, authorizationType: true}
+	waiting := map[string]bool{} // type, and whether its fence ends the wait
+	for _, typeURL := range c.types {
+		waiting[typeURL] = len(c.versions[typeURL]) > 0
+	}
 	received := 0
 	limit := time.After(syncLimit)
 	for {
@@ -130,9 +138,11 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 			if err := c.accept(stream, response); err != nil {
 				return err
 			}
-			if waiting[response.TypeUrl] {
+			if fenced, awaited := waiting[response.TypeUrl]; awaited {
 				received += len(response.Resources)
-				delete(waiting, response.TypeUrl)
+				if !fenced || slices.Contains(response.RemovedResources, fence) {
+					delete(waiting, response.TypeUrl)
+				}
 				if len(waiting) == 0 {
 					limit = nil
 					emit("synced", fields{
@@ -161,6 +171,17 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 	}
 }
 
+// subscribe asks for a type. A server may stay silent towards a client that lacks nothing, so one that brings versions asks for a name
+// that cannot exist as well: the answer to that comes after whatever the versions gave rise to.
+func (c *xdsClient) subscribe(stream deltaStream, typeURL string) error {
+	held := c.versions[typeURL]
+	request := &discovery.DeltaDiscoveryRequest{Node: c.node, TypeUrl: typeURL, InitialResourceVersions: held}
+	if err := stream.Send(request); err != nil || len(held) == 0 {
+		return err
+	}
+	return stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResourceNamesSubscribe: []string{fence}})
+}
+
 // finish closes our half and waits for the server to end the stream, so that the last acknowledgements are read.
 func finish(stream grpc.ClientStream, responses <-chan *discovery.DeltaDiscoveryResponse, failed <-chan error) error {
 	if err := stream.CloseSend(); err != nil {
@@ -180,7 +201,7 @@ func finish(stream grpc.ClientStream, responses <-chan *discovery.DeltaDiscovery
 }
 
 // accept checks and prints a response, then acknowledges it.
-func (c *xdsClient) accept(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, response *discovery.DeltaDiscoveryResponse) error {
+func (c *xdsClient) accept(stream deltaStream, response *discovery.DeltaDiscoveryResponse) error {
 	held, known := c.versions[response.TypeUrl]
 	if !known {
 		return fmt.Errorf("a response of type %q, which was not asked for", response.TypeUrl)
@@ -207,6 +228,9 @@ func (c *xdsClient) accept(stream discovery.AggregatedDiscoveryService_DeltaAggr
 		})
 	}
 	for _, name := range response.RemovedResources {
+		if name == fence {
+			continue
+		}
 		delete(held, name)
 		emit("removed", fields{"type": response.TypeUrl, "name": name})
 	}

@@ -55,7 +55,11 @@ fn who_may_not_tunnel_is_refused() {
     for (name, flags) in &cases {
         let credentials = world.issue(name, flags);
         let refused = world.tunnel(&credentials, &proxy, &target, &[]);
-        assert!(refused.is_err(), "{name} was served: {refused:?}");
+        // In TLS 1.3 the server judges the client after its own part is done, so the refusal is an alert.
+        assert!(
+            refused.as_ref().is_err_and(|text| text.contains("remote error: tls")),
+            "{name}: {refused:?}"
+        );
     }
     let good = world.issue("peer", &["--identity", &peer]);
     // Our identity, but not the destination the certificate is for, and the proxy's own ports.
