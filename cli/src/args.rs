@@ -165,7 +165,7 @@ pub struct ExecArgs {
 /// Which pod, and which container of it.
 #[derive(Clone, Debug, Args)]
 pub struct PodArgs {
-    /// Name of the pod, also as pod/NAME
+    /// Name of the pod, also as pod/NAME; or controller, agent/NODE, proxy/NODE
     #[arg(value_name = "POD")]
     pub name: String,
     /// Namespace of the pod

@@ -21,8 +21,10 @@ const BLOCK: usize = 64 * 1024;
 pub(crate) fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
     let state = args.state.open()?;
     let report = pod::report(&state)?;
-    let found = pod::find(&report, &args.pod)?;
-    let log = pod::container(found, &args.pod)?.log.clone();
+    let log = match pod::program(&report, &args.pod.name)? {
+        Some(program) => program.log.clone(),
+        None => pod::container(pod::find(&report, &args.pod)?, &args.pod)?.log.clone(),
+    };
     let mut file = match File::open(&log) {
         Ok(file) => file,
         // Not started yet.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use culvert_sandbox::cluster::Key;
 use culvert_sandbox::container::ContainerState;
+use culvert_sandbox::daemon::Role;
 use culvert_sandbox::enter::{EnterError, Place};
-use culvert_sandbox::report::{ContainerReport, PodReport, Report};
+use culvert_sandbox::report::{ContainerReport, DaemonReport, PodReport, Report};
 use culvert_sandbox::state::{self, StateDir};
 
 use crate::args::{ExecArgs, InternalExecArgs, PodArgs};
@@ -21,6 +22,14 @@ const ENVIRONMENT_POLL: Duration = Duration::from_millis(10);
 pub(crate) fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let state = args.state.open()?;
     let report = report(&state)?;
+    if let Some(program) = program(&report, &args.pod.name)? {
+        let netns = program.state.netns.clone().context("it does not run")?;
+        let failure = match (Place { netns, ..Place::default() }).exec_with(&args.command, None) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        return Ok(explain(&failure));
+    }
     let pod = find(&report, &args.pod)?;
     let container = container(pod, &args.pod)?;
     let ContainerState::Running { pid, .. } = container.state else {
@@ -63,6 +72,23 @@ pub(crate) fn report(state: &StateDir) -> anyhow::Result<Report> {
         bail!("nothing is up in {} (see `culvert up`)", state.root().display());
     }
     state::read_json(&state.report())?.context("the supervisor has only just started: try again")
+}
+
+/// The program of the mesh that a name such as `proxy/node-a` or `controller` stands for; `None` if it looks like a pod's.
+pub(crate) fn program<'a>(report: &'a Report, name: &str) -> anyhow::Result<Option<&'a DaemonReport>> {
+    let role = match name.split_once('/').map_or(name, |(role, _)| role) {
+        "proxy" => Role::Proxy,
+        "agent" => Role::Agent,
+        "controller" => Role::Controller,
+        _ => return Ok(None),
+    };
+    let node = name.split_once('/').map(|(_, node)| node);
+    // A pod may have such a name; only with a slash, or if there is one, is it a program.
+    let found = report.system.iter().find(|daemon| daemon.role == role && daemon.node.as_deref() == node);
+    match (found, node) {
+        (None, Some(_)) => bail!("no program {name}"),
+        (found, _) => Ok(found),
+    }
 }
 
 pub(crate) fn find<'a>(report: &'a Report, args: &PodArgs) -> anyhow::Result<&'a PodReport> {

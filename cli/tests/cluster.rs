@@ -1,5 +1,7 @@
 //! Pods, services and names without the mesh. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Everything a run made is gone after `down`, after Ctrl-C, and after a crash. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! How the programs of the mesh are started, watched and restarted, with stand-ins in their places. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use std::fs;
@@ -176,6 +178,15 @@ fn restarts_by_request_and_after_a_crash() {
         assert_eq!(new.state.restarts, 0, "asked for, so not counted as a crash");
     }
     assert_eq!(world.run(&["restart", "proxy", "--node", "nowhere"]).status.code(), Some(1));
+    // Each proxy has a namespace of its own, and the one that replaces it another.
+    let places = [&before, &world.report().unwrap()]
+        .map(|report| program(report, Role::Proxy, "b").state.netns.clone());
+    assert_ne!(places[0], places[1]);
+    for _ in 0..3 {
+        world.ok(&["restart", "proxy"]);
+    }
+    let code = "curl -s -o /dev/null -w %{http_code} http://127.0.0.1:15021/healthz/ready";
+    assert_eq!(world.ok(&["exec", "proxy/b", "--", "sh", "-c", code]), "200");
 
     let pid = program(&world.report().unwrap(), Role::Agent, "b").state.pid.unwrap();
     let killed = std::process::Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status().unwrap();

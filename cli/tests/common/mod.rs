@@ -1,6 +1,7 @@
 //! A sandbox of its own for each test, driven by the built `culvert` only.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::container::exit_code;
+use crate::lab::NetNs;
 use crate::probe::Probe;
 use crate::process::{Launcher, Running, Start};
 use crate::supervisor::Event;
@@ -23,6 +24,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 const EAGER: Duration = Duration::from_millis(50);
 /// Pause between looks once it is.
 const CALM: Duration = Duration::from_secs(2);
+/// A new process that is not ready after this long does not take over.
+const TAKE_OVER: Duration = Duration::from_secs(30);
 /// For one answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -51,13 +54,22 @@ pub struct DaemonSpec {
     pub needs: Vec<PathBuf>,
     /// Files removed before each start: an earlier process's would look like readiness.
     pub stale: Vec<PathBuf>,
-    /// When it is ready: all of these.
-    pub ready: Vec<Probe>,
+    /// Where it may run. With two, a restart starts the new process in the other one and lets the old process finish its
+    /// connections meanwhile, as a rolling update does; with one, the new process waits for the old one's end.
+    pub slots: Vec<Slot>,
     /// Between SIGTERM and SIGKILL at the end of everything.
     pub grace: Duration,
-    /// When asked to restart, how long the old process may go on serving its connections beside the new one; `None`: the
-    /// new one waits for its end.
-    pub overlap: Option<Duration>,
+    /// How long a process that was replaced may go on serving its connections.
+    pub drain: Duration,
+}
+
+/// A place for a system program.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Its namespace.
+    pub netns: NetNs,
+    /// When a process there is ready: all of these.
+    pub ready: Vec<Probe>,
 }
 
 /// What a system program is doing.
@@ -67,6 +79,9 @@ pub struct DaemonState {
     /// Its process, if it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// Where that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// It is ready.
     pub ready: bool,
     /// How often it was started again after it ended by itself.
@@ -92,10 +107,13 @@ struct Daemon {
     spec: DaemonSpec,
     launcher: Launcher,
     tasks: Tasks,
-    stop: CancellationToken,
     restarts: mpsc::Receiver<Restart>,
     news: mpsc::Sender<Event>,
     state: DaemonState,
+    /// Index of the slot in use.
+    slot: usize,
+    /// Ends when the process that was replaced, in the other slot, has left.
+    leaving: Option<oneshot::Receiver<()>>,
     /// Who waits for the next readiness.
     waiting: Vec<Restart>,
 }
@@ -116,10 +134,17 @@ pub async fn run(
     restarts: mpsc::Receiver<Restart>,
     news: mpsc::Sender<Event>,
 ) {
-    let waiting = Vec::new();
-    let mut daemon =
-        Daemon { spec, launcher, tasks, stop, restarts, news, state: DaemonState::default(), waiting };
-    let stop = daemon.stop.clone();
+    let mut daemon = Daemon {
+        spec,
+        launcher,
+        tasks,
+        restarts,
+        news,
+        state: DaemonState::default(),
+        slot: 0,
+        leaving: None,
+        waiting: Vec::new(),
+    };
     daemon.live(&stop).await;
     let gone = DaemonNews { label: daemon.spec.start.label.clone(), state: None };
     let _ = daemon.news.send(Event::Daemon(gone)).await;
@@ -128,37 +153,34 @@ pub async fn run(
 impl Daemon {
     async fn live(&mut self, stop: &CancellationToken) {
         let mut backoff = FIRST_BACKOFF;
+        let mut next = None;
         loop {
-            tokio::select! {
-                () = self.needs() => {}
-                () = stop.cancelled() => return,
-            }
             let started = Instant::now();
-            match self.once(stop).await {
+            let ended = match next.take() {
+                Some(running) => self.watch(running, stop).await,
+                None => {
+                    tokio::select! {
+                        () = self.needs() => {}
+                        () = stop.cancelled() => return,
+                    }
+                    match self.start(self.slot) {
+                        Some(running) => self.watch(running, stop).await,
+                        None => Ended::Exited(126),
+                    }
+                }
+            };
+            match ended {
                 Ended::Stopped(running) => return self.end(running).await,
-                Ended::Restart(running) => {
-                    self.change(|state| {
-                        *state = DaemonState { restarts: state.restarts, ..DaemonState::default() }
-                    })
-                    .await;
-                    self.replace(running).await;
+                Ended::Restart(running) if self.spec.slots.len() > 1 => {
+                    next = Some(self.take_over(running, stop).await);
                     continue;
                 }
-                Ended::Exited(code) => {
-                    let label = &self.spec.start.label;
-                    let log = self.spec.start.log.display();
-                    tracing::warn!(program = label, code, pause = ?backoff, %log, "ended by itself, starts again");
-                    let problem = format!("ended with code {code}: see {log}");
-                    self.change(|state| {
-                        *state = DaemonState {
-                            pid: None,
-                            ready: false,
-                            restarts: state.restarts.saturating_add(1),
-                            problem: Some(problem),
-                        }
-                    })
-                    .await;
+                Ended::Restart(running) => {
+                    self.change(|state| (state.pid, state.ready, state.problem) = (None, false, None)).await;
+                    self.end(running).await;
+                    continue;
                 }
+                Ended::Exited(code) => self.crashed(code, backoff).await,
             }
             if started.elapsed() >= SETTLED {
                 backoff = FIRST_BACKOFF;
@@ -169,6 +191,17 @@ impl Daemon {
             }
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
+    }
+
+    async fn crashed(&mut self, code: i32, pause: Duration) {
+        let log = self.spec.start.log.display();
+        tracing::warn!(program = self.spec.start.label, code, ?pause, %log, "ended by itself, starts again");
+        let problem = format!("ended with code {code}: see {log}");
+        self.change(|state| {
+            state.restarts = state.restarts.saturating_add(1);
+            (state.pid, state.ready, state.problem) = (None, false, Some(problem));
+        })
+        .await;
     }
 
     /// Waits for the files it needs.
@@ -185,26 +218,38 @@ impl Daemon {
         }
     }
 
-    async fn once(&mut self, stop: &CancellationToken) -> Ended {
+    fn start(&self, slot: usize) -> Option<Running> {
         for file in &self.spec.stale {
             let _ = std::fs::remove_file(file);
         }
-        let mut running = match self.launcher.start(&self.spec.start) {
-            Ok(running) => running,
+        let mut start = self.spec.start.clone();
+        self.spec.slots[slot].netns.path().clone_into(&mut start.place.netns);
+        match self.launcher.start(&start) {
+            Ok(running) => {
+                tracing::info!(program = start.label, pid = running.pid(), "started");
+                Some(running)
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot start");
-                return Ended::Exited(126);
+                None
             }
-        };
-        let pid = running.pid();
-        tracing::info!(program = self.spec.start.label, pid, "started");
-        self.change(|state| (state.pid, state.ready) = (Some(pid), false)).await;
+        }
+    }
+
+    /// Looks after a process until something ends that.
+    async fn watch(&mut self, mut running: Running, stop: &CancellationToken) -> Ended {
+        let (pid, netns) = (running.pid(), self.spec.slots[self.slot].netns.path().to_owned());
+        self.change(|state| {
+            state.ready &= state.pid == Some(pid);
+            (state.pid, state.netns) = (Some(pid), Some(netns));
+        })
+        .await;
         loop {
-            let ready = self.is_ready().await;
+            let ready = self.is_ready(self.slot).await;
             let problem = ready.as_ref().err().cloned();
             self.change(|state| (state.ready, state.problem) = (ready.is_ok(), problem)).await;
             if ready.is_ok() {
-                self.waiting.drain(..).for_each(|restart| drop(restart.send(Ok(()))));
+                self.answer(&Ok(()));
             }
             let pause = if ready.is_ok() { CALM } else { EAGER };
             tokio::select! {
@@ -219,24 +264,61 @@ impl Daemon {
         }
     }
 
-    async fn is_ready(&self) -> Result<(), String> {
-        for probe in &self.spec.ready {
+    /// Starts a new process beside `old` and, when it is ready, asks `old` to go. Returns the one that serves.
+    async fn take_over(&mut self, old: Running, stop: &CancellationToken) -> Running {
+        let slot = (self.slot + 1) % self.spec.slots.len();
+        if let Some(leaving) = self.leaving.take() {
+            // Bounded: it is killed when its drain is over.
+            let _ = leaving.await;
+        }
+        let Some(mut new) = self.start(slot) else {
+            self.answer(&Err("the new process does not start".to_owned()));
+            return old;
+        };
+        let failure = tokio::select! {
+            ready = self.becomes_ready(slot) => ready.err(),
+            status = new.wait() => Some(format!("the new process ended with code {}", exit_code(status))),
+            () = stop.cancelled() => Some("everything ends".to_owned()),
+        };
+        if let Some(failure) = failure {
+            self.end(new).await;
+            self.answer(&Err(failure));
+            return old;
+        }
+        self.slot = slot;
+        let (left, leaving) = oneshot::channel();
+        self.leaving = Some(leaving);
+        old.ask_to_end();
+        let drain = self.spec.drain;
+        self.tasks.spawn("drain", async move {
+            let _ = old.end(drain).await;
+            let _ = left.send(());
+        });
+        let pid = new.pid();
+        self.change(|state| (state.pid, state.ready) = (Some(pid), true)).await;
+        new
+    }
+
+    async fn becomes_ready(&self, slot: usize) -> Result<(), String> {
+        let started = Instant::now();
+        loop {
+            match self.is_ready(slot).await {
+                Err(why) if started.elapsed() >= TAKE_OVER => return Err(why),
+                Err(_) => tokio::time::sleep(EAGER).await,
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn is_ready(&self, slot: usize) -> Result<(), String> {
+        for probe in &self.spec.slots[slot].ready {
             probe.ask(TIMEOUT).await.map_err(|error| format!("not ready: {error}"))?;
         }
         Ok(())
     }
 
-    /// Lets the old process go: beside the new one, or before it.
-    async fn replace(&self, running: Running) {
-        match self.spec.overlap {
-            None => self.end(running).await,
-            Some(drain) => {
-                running.ask_to_end();
-                self.tasks.spawn("drain", async move {
-                    let _ = running.end(drain).await;
-                });
-            }
-        }
+    fn answer(&mut self, outcome: &Result<(), String>) {
+        self.waiting.drain(..).for_each(|restart| drop(restart.send(outcome.clone())));
     }
 
     async fn end(&self, running: Running) {

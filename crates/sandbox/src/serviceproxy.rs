@@ -7,6 +7,7 @@ use culvert_k8s_api::core::Protocol;
 use culvert_net::nft::{Batch, Chain, HookPoint, HookType, NftError, Rule, Verdict};
 
 use crate::cluster::{PortView, ServiceView};
+use crate::lab::Node;
 use crate::plan;
 
 /// The table's name; it is replaced as a whole by one transaction.
@@ -53,11 +54,11 @@ impl Rules {
     }
 
     /// Replaces the rules in a node's namespace.
-    pub fn apply(&self, netns: &std::path::Path) -> Result<(), NftError> {
-        self.batch().commit(&culvert_net::NetNs::open(netns)?)
+    pub fn apply(&self, node: &Node) -> Result<(), NftError> {
+        self.batch(&node.addresses).commit(&culvert_net::NetNs::open(node.netns.path())?)
     }
 
-    fn batch(&self) -> Batch {
+    fn batch(&self, node: &[IpAddr]) -> Batch {
         let mut batch = Batch::new();
         batch.replace_table(TABLE).add_chain(TABLE, &Chain::regular(SERVICES));
         for (index, target) in self.targets.iter().enumerate() {
@@ -77,8 +78,10 @@ impl Rules {
         }
         batch.add_chain(TABLE, &Chain::base("postrouting", HookType::Nat, HookPoint::Postrouting, SRCNAT));
         for pod in &self.hairpins {
-            // A pod that reached itself would answer itself directly, past the rewriting.
-            let rule = Rule::new("hairpin").source(*pod).destination(*pod).masquerade();
+            let Some(own) = node.iter().find(|own| own.is_ipv4() == pod.is_ipv4()) else { continue };
+            // A pod that reached itself would answer itself directly, past the rewriting. The address is named, not left to
+            // the kernel: it might choose that of probes, which capture spares.
+            let rule = Rule::new("hairpin").source(*pod).destination(*pod).snat(SocketAddr::new(*own, 0));
             batch.add_rule(TABLE, "postrouting", &rule);
         }
         batch

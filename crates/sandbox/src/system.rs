@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::daemon::{DaemonSpec, Role};
+use crate::daemon::{DaemonSpec, Role, Slot};
 use crate::enter::Place;
 use crate::lab::{Lab, NetNs, Node};
 use crate::plan::{self, Family};
@@ -18,7 +18,7 @@ use crate::state::{self, StateDir, StateError};
 
 /// The controller's port for xDS and certificates.
 const XDS_PORT: u16 = 15012;
-/// The proxy's readiness port, in its node's namespace.
+/// The proxy's readiness port, in its own namespace.
 const READINESS_PORT: u16 = 15021;
 /// The name in the controller's certificate.
 const CONTROLLER_NAME: &str = "culvert-controller.culvert-system.svc";
@@ -69,16 +69,19 @@ impl System {
         option(&mut command, "--root-cert-out", self.root_certificate());
         option(&mut command, "--listen", format!("[::]:{XDS_PORT}"));
         command.extend(self.programs.controller_args.iter().cloned());
-        let connect = Probe::Connect { netns: lab.controller().clone(), target: self.xds() };
+        let connect = Probe::Connect { netns: lab.controller().clone(), source: None, target: self.xds() };
         DaemonSpec {
             role: Role::Controller,
             node: None,
-            start: start("controller".to_owned(), command, lab.controller(), dir.join("controller.log")),
+            start: start("controller".to_owned(), command, dir.join("controller.log")),
             needs: Vec::new(),
             stale: Vec::new(),
-            ready: vec![Probe::File(self.root_certificate()), connect],
+            slots: vec![Slot {
+                netns: lab.controller().clone(),
+                ready: vec![Probe::File(self.root_certificate()), connect],
+            }],
             grace: GRACE,
-            overlap: None,
+            drain: GRACE,
         }
     }
 
@@ -93,17 +96,18 @@ impl System {
         DaemonSpec {
             role: Role::Agent,
             node: Some(name.to_owned()),
-            start: start(format!("agent.{name}"), command, &node.netns, log),
+            start: start(format!("agent.{name}"), command, log),
             needs: Vec::new(),
             stale: vec![self.zds_socket(name)],
-            ready: vec![Probe::File(self.zds_socket(name))],
+            slots: vec![Slot { netns: node.netns.clone(), ready: vec![Probe::File(self.zds_socket(name))] }],
             grace: GRACE,
-            overlap: None,
+            drain: GRACE,
         }
     }
 
-    /// A node's proxy.
-    pub fn proxy(&self, name: &str, node: &Node) -> DaemonSpec {
+    /// A node's proxy. As in a cluster it has a namespace of its own, and at an update the new one has another: both have
+    /// their fixed ports while the old one finishes its connections.
+    pub fn proxy(&self, name: &str, node: &Node, namespaces: [NetNs; 2]) -> DaemonSpec {
         let mut command: Vec<OsString> = vec![self.programs.ztunnel.clone().into(), "proxy".into()];
         option(&mut command, "--node", name);
         if let Some(address) = node.addresses.first() {
@@ -122,16 +126,21 @@ impl System {
         command.extend(self.programs.proxy_args.iter().cloned());
         let log = self.state.node(name).join("logs/proxy.log");
         let target = SocketAddr::new(self.loopback(), READINESS_PORT);
-        let path = "/healthz/ready".to_owned();
+        let slots = namespaces.map(|netns| {
+            let path = "/healthz/ready".to_owned();
+            Slot { netns: netns.clone(), ready: vec![Probe::Get { netns, source: None, target, path }] }
+        });
+        let [first, second] = slots;
+        let slots = vec![first, second];
         DaemonSpec {
             role: Role::Proxy,
             node: Some(name.to_owned()),
-            start: start(format!("proxy.{name}"), command, &node.netns, log),
+            start: start(format!("proxy.{name}"), command, log),
             needs: vec![self.root_certificate(), self.zds_socket(name)],
             stale: Vec::new(),
-            ready: vec![Probe::Get { netns: node.netns.clone(), target, path }],
+            slots,
             grace: GRACE,
-            overlap: Some(DRAIN),
+            drain: DRAIN,
         }
     }
 
@@ -182,10 +191,10 @@ impl System {
     }
 }
 
-/// System programs see the machine's own files, mounts included: the agent must see namespaces that are mounted later.
-fn start(label: String, command: Vec<OsString>, netns: &NetNs, log: PathBuf) -> Start {
-    let place = Place { netns: netns.path().to_owned(), ..Place::default() };
-    Start { label, command, environment: base_environment(), place, log }
+/// System programs see the machine's own files, mounts included: the agent must see namespaces that are mounted later. The
+/// namespace they run in comes from their slot.
+fn start(label: String, command: Vec<OsString>, log: PathBuf) -> Start {
+    Start { label, command, environment: base_environment(), place: Place::default(), log }
 }
 
 fn option(command: &mut Vec<OsString>, name: &str, value: impl AsRef<Path>) {

@@ -1,5 +1,7 @@
 //! Namespaces, links and routes with real sockets. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};

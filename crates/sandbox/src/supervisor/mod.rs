@@ -320,9 +320,13 @@ impl Supervisor {
         let redirection = self.options.state.node(name).join("redirection");
         std::fs::create_dir_all(&redirection).map_err(state::io_error("create", &redirection))?;
         tracing::info!(node = name, addresses = ?node.addresses, "made");
-        if let Some(system) = &self.system {
+        if self.system.is_some() {
+            // No pod has an underscore in its key.
+            let [first, second] = [0, 1].map(|slot| self.new_address(&format!("_proxy.{name}.{slot}"), name));
+            let namespaces = [first?.1, second?.1];
+            let system = self.system.as_ref().expect("checked above");
             system.admit(name)?;
-            let specs = [system.agent(name, &node), system.proxy(name, &node)];
+            let specs = [system.agent(name, &node), system.proxy(name, &node, namespaces)];
             specs.into_iter().for_each(|spec| self.start_daemon(spec));
         }
         Ok(())

@@ -236,16 +236,24 @@ impl Supervisor {
         if spec.host_network {
             return Ok((self.node_addresses(node), self.node_netns(node)?));
         }
+        self.new_address(&key.dotted(), node)
+    }
+
+    /// A namespace with addresses of `node`'s pods.
+    pub(super) fn new_address(
+        &mut self,
+        key: &str,
+        node: &str,
+    ) -> Result<(Vec<IpAddr>, NetNs), SupervisorError> {
         let number = self.lab.node(node).map_or(1, |node| node.number);
         let pool = self.pod_pools.entry(node.to_owned()).or_insert_with(|| Pool::new(plan::POD_HOSTS));
-        let host =
-            pool.take(&key.to_string()).ok_or_else(|| SupervisorError::NodeFull { node: node.to_owned() })?;
+        let host = pool.take(key).ok_or_else(|| SupervisorError::NodeFull { node: node.to_owned() })?;
         let addresses = self.options.family.keep(plan::pod_addresses(number, host));
-        match self.lab.add_pod(node, &key.dotted(), &addresses) {
+        match self.lab.add_pod(node, key, &addresses) {
             Ok(netns) => Ok((addresses, netns)),
             Err(error) => {
-                pool.release(&key.to_string());
-                let _ = self.lab.remove_pod(node, &key.dotted());
+                pool.release(key);
+                let _ = self.lab.remove_pod(node, key);
                 Err(error.into())
             }
         }
@@ -293,7 +301,7 @@ impl Supervisor {
                 tracing::warn!(pod = %key, %error, "cannot remove its namespace");
             }
             if let Some(pool) = self.pod_pools.get_mut(&given.node) {
-                pool.release(&key.to_string());
+                pool.release(&key.dotted());
             }
         }
         if let Err(error) = state::remove_file(&self.options.state.pod_status(&key.namespace, &key.name)) {

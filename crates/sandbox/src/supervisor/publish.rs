@@ -126,7 +126,7 @@ impl Supervisor {
             if self.rules.get(name) == Some(rules) {
                 continue;
             }
-            match rules.apply(node.netns.path()) {
+            match rules.apply(node) {
                 Ok(()) => {
                     self.rules.insert(name.to_owned(), rules.clone());
                     self.rule_problems.remove(name);
