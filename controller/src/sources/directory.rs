@@ -48,7 +48,8 @@ impl Directory {
     pub fn open(paths: Paths) -> Result<Self, DirError> {
         let found = scan(&paths.manifests)?;
         let mut manifests = LastGood::default();
-        let mirror = paths.last_good.as_deref().and_then(|dir| open_mirror(dir, &mut manifests));
+        let mirror =
+            paths.last_good.as_deref().and_then(|dir| open_mirror(dir, &paths.manifests, &mut manifests));
         let mut directory = Self {
             paths,
             manifests,
@@ -149,8 +150,8 @@ impl Directory {
 }
 
 /// Without it a restart forgets what bad files said when they were good; that is no reason not to serve.
-fn open_mirror(dir: &Path, manifests: &mut LastGood) -> Option<Mirror> {
-    match Mirror::open(dir) {
+fn open_mirror(dir: &Path, source: &Path, manifests: &mut LastGood) -> Option<Mirror> {
+    match Mirror::open(dir, source) {
         Ok((mirror, before)) => {
             manifests.apply(before);
             Some(mirror)

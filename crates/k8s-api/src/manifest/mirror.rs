@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::{LastGood, Scan, ScannedFile, scan};
 
+/// Says of which directory this is the copy. Names that begin with a dot are no manifests.
+const SOURCE: &str = ".source";
+
 /// A copy of the good files of a directory, in a directory of the reader's own.
 #[derive(Debug)]
 pub struct Mirror {
@@ -16,13 +19,27 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Opens the copy in `dir`, which is made if it is not there. The scan is what it holds: apply it to a new
-    /// [`LastGood`] before the directory itself.
+    /// Opens the copy of `source` in `dir`, which is made if it is not there, and emptied if it is a copy of another
+    /// directory: files of one name are not one file. The scan is what it holds: apply it to a new [`LastGood`] before
+    /// the directory itself.
     ///
     /// # Errors
-    /// If the directory cannot be made or read.
-    pub fn open(dir: &Path) -> io::Result<(Self, Scan)> {
+    /// If the directory cannot be made or read, or holds anything else.
+    pub fn open(dir: &Path, source: &Path) -> io::Result<(Self, Scan)> {
+        let of = source.canonicalize()?.into_os_string().into_encoded_bytes();
+        let label = dir.join(SOURCE);
         fs::create_dir_all(dir)?;
+        match fs::read(&label) {
+            Ok(before) if before == of => {}
+            Ok(_) => {
+                fs::remove_dir_all(dir)?;
+                fs::create_dir_all(dir)?;
+                fs::write(&label, of)?;
+            }
+            Err(_) if fs::read_dir(dir)?.next().is_none() => fs::write(&label, of)?,
+            // Somebody's files: nothing here may be removed.
+            Err(_) => return Err(io::Error::other("is neither empty nor a copy of manifests")),
+        }
         let found = scan(dir).map_err(io::Error::other)?;
         let text = |(name, file): (&String, &ScannedFile)| match file {
             ScannedFile::Text(text) => Some((name.clone(), text.clone())),
@@ -86,7 +103,11 @@ mod tests {
 
     /// One run of a reader: what it has in force at its end.
     fn run(dir: &Path, looks: &[Scan]) -> Vec<String> {
-        let (mut mirror, before) = Mirror::open(dir).unwrap();
+        run_of(dir, dir.parent().unwrap(), looks)
+    }
+
+    fn run_of(dir: &Path, source: &Path, looks: &[Scan]) -> Vec<String> {
+        let (mut mirror, before) = Mirror::open(dir, source).unwrap();
         let mut state = LastGood::default();
         state.apply(before);
         for look in looks {
@@ -94,6 +115,14 @@ mod tests {
             mirror.keep(look, &state).unwrap();
         }
         state.loaded().objects.iter().map(|it| it.object.key().to_string()).collect()
+    }
+
+    #[test]
+    fn somebody_elses_files_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("mine.txt"), "x").unwrap();
+        assert!(Mirror::open(dir.path(), Path::new("/")).is_err());
+        assert!(dir.path().join("mine.txt").exists());
     }
 
     #[test]
@@ -111,6 +140,9 @@ mod tests {
         assert_eq!(run(&at, &[found(&[("sub/a.yaml", "{")])]), ["Namespace a"]);
         assert_eq!(run(&at, &[found(&[])]), [""; 0]);
         assert_eq!(run(&at, &[found(&[("sub/a.yaml", "{")])]), [""; 0]);
+        // Another directory's files of the same name are others.
+        assert_eq!(run(&at, &[found(&[("a.yaml", GOOD)])]), ["Namespace a"]);
+        assert_eq!(run_of(&at, Path::new("/"), &[found(&[("a.yaml", "{")])]), [""; 0]);
         // A directory's name becomes a file's.
         assert_eq!(run(&at, &[found(&[("x.yaml/a.yaml", GOOD)])]), ["Namespace a"]);
         assert_eq!(run(&at, &[found(&[("x.yaml", GOOD)])]), ["Namespace a"]);
