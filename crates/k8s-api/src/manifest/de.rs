@@ -152,6 +152,7 @@ impl<'de> Deserializer<'de> for NodeDe<'de> {
             Value::Unsigned(value) => visitor.visit_u64(*value),
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
+            Value::Word(_) => unreachable!("spelled out when the file was read"),
             Value::Str(value) => visitor.visit_borrowed_str(value),
             Value::Seq(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), nulls }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), next: None, nulls }),

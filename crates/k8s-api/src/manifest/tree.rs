@@ -32,6 +32,8 @@ pub(crate) enum Value {
     Str(String),
     Seq(Vec<Node>),
     Map(Vec<(String, Node)>),
+    /// Never outside of this file: a word that the library took for no finite number, by its bytes in the text.
+    Word(std::ops::Range<usize>),
 }
 
 /// Not YAML, or too much of it.
@@ -43,12 +45,16 @@ pub(crate) struct SyntaxError {
 
 /// The documents of a file, empty ones left out. JSON is read the same way: it is YAML.
 pub(crate) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
-    serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
-        let line = error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(u32::MAX));
-        let rendered = error.without_snippet().to_string();
-        let reason = rendered.lines().next().unwrap_or("not YAML").to_owned();
-        SyntaxError { line: line.max(1), reason }
-    })
+    let mut documents: Vec<Node> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
+            let line =
+                error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(u32::MAX));
+            let rendered = error.without_snippet().to_string();
+            let reason = rendered.lines().next().unwrap_or("not YAML").to_owned();
+            SyntaxError { line: line.max(1), reason }
+        })?;
+    documents.iter_mut().for_each(|document| document.spell_out(text));
+    Ok(documents)
 }
 
 fn options() -> Options {
@@ -108,6 +114,20 @@ impl Node {
     }
 }
 
+impl Node {
+    fn spell_out(&mut self, text: &str) {
+        match &mut self.value {
+            Value::Word(bytes) => {
+                let word = text.get(bytes.clone()).unwrap_or_default().trim().trim_matches(['"', '\'']);
+                self.value = Value::Str(word.to_owned());
+            }
+            Value::Seq(items) => items.iter_mut().for_each(|item| item.spell_out(text)),
+            Value::Map(entries) => entries.iter_mut().for_each(|(_, entry)| entry.spell_out(text)),
+            _ => {}
+        }
+    }
+}
+
 enum Segment<'a> {
     Key(&'a str),
     Index(usize),
@@ -143,7 +163,18 @@ impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         let line = u32::try_from(spanned.referenced.line()).unwrap_or(u32::MAX);
-        Ok(Self { line, value: spanned.value })
+        let value = match spanned.value {
+            // `sleep infinity` and `name: nan` are words in Kubernetes: JSON has no such numbers. The library hands them
+            // over in YAML's canonical spelling.
+            Value::Str(word) if [".inf", "-.inf", ".nan"].contains(&word.as_str()) => {
+                let span = spanned.referenced.span();
+                let at = usize::try_from(span.byte_offset().unwrap_or(0)).unwrap_or(usize::MAX);
+                let length = usize::try_from(span.byte_len().unwrap_or(0)).unwrap_or(usize::MAX);
+                Value::Word(at..at.saturating_add(length))
+            }
+            value => value,
+        };
+        Ok(Self { line, value })
     }
 }
 
@@ -217,6 +248,19 @@ impl<'de> Visitor<'de> for ValueVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_that_sound_like_numbers_are_words() {
+        let documents =
+            parse("# ä\ncommand: [sleep, infinity, nan]\nrest: Infinity\n---\ninf: -inf\n").unwrap();
+        let Value::Map(map) = &documents[0].value else { panic!("{documents:?}") };
+        let Value::Seq(words) = &map[0].1.value else { panic!("{documents:?}") };
+        let words: Vec<_> = words.iter().map(|word| word.value.clone()).collect();
+        assert_eq!(words, ["sleep", "infinity", "nan"].map(|word| Value::Str(word.to_owned())));
+        assert_eq!(map[1].1.value, Value::Str("Infinity".to_owned()));
+        let Value::Map(map) = &documents[1].value else { panic!("{documents:?}") };
+        assert_eq!(map[0].1.value, Value::Str("-inf".to_owned()));
+    }
 
     #[test]
     fn lines_and_types() {
