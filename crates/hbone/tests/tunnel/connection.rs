@@ -229,25 +229,79 @@ async fn a_peer_that_says_nothing_fails_the_handshake() {
     );
 }
 
+fn h2_connect(
+    send: &mut h2::client::SendRequest<bytes::Bytes>,
+) -> (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>) {
+    let mut connect = Request::new(());
+    *connect.method_mut() = Method::CONNECT;
+    *connect.uri_mut() = http::Uri::from_static("h:1");
+    send.send_request(connect, false).expect("open")
+}
+
+/// Reset streams no longer count against the protocol's limit, but the work they began here does.
 #[tokio::test]
-async fn a_flood_of_reset_requests_ends_the_connection() {
-    let (near, far) = duplex(1 << 20);
-    let peer = serve(far, ServerConfig { max_pending_accept_resets: 3, ..ServerConfig::default() });
+async fn work_begun_for_reset_streams_is_bounded() {
+    let (near, far) = duplex(64 << 10);
+    let mut peer = serve(far, ServerConfig { max_concurrent_streams: 5, ..ServerConfig::default() });
     let (mut send, connection) = h2::client::handshake(near).await.unwrap();
-    let driver = spawn(connection);
-    for _ in 0..400 {
-        let mut connect = Request::new(());
-        *connect.method_mut() = Method::CONNECT;
-        *connect.uri_mut() = "h:1".parse().unwrap();
-        let Ok((response, mut stream)) = send.send_request(connect, false) else { break };
+    spawn(connection);
+    for taken in 1..=10 {
+        let (response, mut stream) = h2_connect(&mut send);
+        eventually("the request is delivered", || peer.incoming.len() == taken).await;
         stream.send_reset(Reason::CANCEL);
         drop(response);
     }
-    // Unread requests hold places, so the flood ends in refusals or in the end of the connection, never in unbounded work.
-    drop(send);
-    let held = peer.incoming.len();
-    assert!(held <= 400, "{held}");
-    drop(peer.incoming);
-    let _ = driver.await.unwrap();
-    let _ = peer.ended.await.unwrap();
+    let (response, _stream) = h2_connect(&mut send);
+    assert_eq!(response.await.unwrap_err().reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    assert_eq!(peer.incoming.len(), 10);
+    // Work that ends makes room.
+    drop(peer.incoming.recv().await.unwrap());
+    let (_response, _stream) = h2_connect(&mut send);
+    eventually("the request is delivered", || peer.incoming.len() == 10).await;
+}
+
+/// A peer that resets its requests faster than they can be accepted (rapid reset).
+#[tokio::test]
+async fn a_flood_of_resets_ends_the_connection() {
+    let (near, far) = duplex(1 << 20);
+    let peer = serve(far, ServerConfig { max_pending_accept_resets: 3, ..ServerConfig::default() });
+    let (mut near_read, mut near_write) = tokio::io::split(near);
+    let mut flood = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream in (1..200_u32).step_by(2) {
+        flood.extend_from_slice(b"\0\0\x0e\x01\x04");
+        flood.extend_from_slice(&stream.to_be_bytes());
+        flood.extend_from_slice(b"\x02\x07CONNECT\x01\x03h:1");
+        flood.extend_from_slice(b"\0\0\x04\x03\0");
+        flood.extend_from_slice(&stream.to_be_bytes());
+        flood.extend_from_slice(&8_u32.to_be_bytes());
+    }
+    near_write.write_all(&flood).await.unwrap();
+    let mut answer = Vec::new();
+    near_read.read_to_end(&mut answer).await.unwrap();
+    let calm = answer.windows(15).any(|window| window == b"too_many_resets");
+    assert!(calm, "the GOAWAY says why: {answer:?}");
+    assert_eq!(peer.ended.await.unwrap(), Err(LostCause::Local(Reason::ENHANCE_YOUR_CALM)));
+}
+
+#[tokio::test]
+async fn abrupt_shutdown_ends_streams_on_both_sides() {
+    let (near, far) = duplex(64 << 10);
+    let (handle, driver) = Client::handshake(near, &ClientConfig::default()).await.unwrap();
+    spawn(driver);
+    let client = spawn(async move {
+        let (stream, _) = handle.connect(request()).await.unwrap();
+        let (mut recv, _send) = stream.split();
+        recv.recv().await
+    });
+    let mut server = culvert_hbone::Server::handshake(far, &ServerConfig::default()).await.unwrap();
+    let incoming = server.accept().await.unwrap().unwrap();
+    let (mut recv, _send) = incoming.accept(HeaderMap::new()).unwrap().split();
+    // Let the 200 out before the end.
+    assert!(timeout(Duration::from_millis(50), server.accept()).await.is_err());
+    server.abrupt_shutdown(Reason::NO_ERROR);
+    assert!(server.accept().await.is_none());
+    let cause = LostCause::Local(Reason::NO_ERROR);
+    assert_eq!(recv.recv().await, Err(StreamError::ConnectionLost { cause }));
+    let at_client = client.await.unwrap();
+    assert!(matches!(at_client, Err(StreamError::ConnectionLost { .. })), "{at_client:?}");
 }

@@ -270,3 +270,12 @@ async fn idle_connection_ends_and_a_busy_one_does_not() {
     assert_eq!(counts.received.load(Ordering::Relaxed), 8);
     assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
+
+/// An idle tunnel is a copy that waits: with no buffer held, this is most of what it costs here.
+#[tokio::test]
+async fn idle_copy_is_small() {
+    let (near, _far, _handle, _peer) = one_tunnel().await;
+    let copy = copy_bidirectional(tcp_pair().await.0, near, None, (), pending::<()>());
+    let size = size_of_val(&copy);
+    assert!(size <= 1536, "{size} bytes");
+}
