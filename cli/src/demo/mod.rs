@@ -5,6 +5,7 @@ mod world;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::args::{DemoArgs, Output};
@@ -42,7 +43,7 @@ pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         }
         checks.push(Check { id, ok, detail });
         // What one check left behind must not decide the next.
-        world.reset()?;
+        world.reset().with_context(|| format!("after {id}"))?;
     }
     let ok = checks.iter().all(|check| check.ok);
     if !ok && args.keep {

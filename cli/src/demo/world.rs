@@ -50,7 +50,7 @@ impl World {
         if let Some(bin_dir) = &args.bin_dir {
             command.arg("--bin-dir").arg(bin_dir);
         }
-        world.up = true;
+        world.up = !args.keep;
         let output = command.stdin(Stdio::null()).output()?;
         ensure!(
             output.status.success(),
@@ -58,6 +58,7 @@ impl World {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
+        world.up = true;
         Ok(world)
     }
 
@@ -86,13 +87,13 @@ impl World {
         self.settle()
     }
 
-    /// Waits until every pod is ready and every one that should be enrolled is.
-    pub fn settle(&self) -> anyhow::Result<()> {
-        self.until(Duration::from_secs(15), "every pod is ready and enrolled as it should be", || {
+    /// Waits until every pod is ready and what the files allow is allowed again.
+    fn settle(&self) -> anyhow::Result<()> {
+        let url = "http://hello.hello/";
+        self.until(Duration::from_secs(15), "every pod is ready and the example works", || {
             let report = self.report()?;
-            Ok(report.problems.is_empty()
-                && report.pods.len() == 5
-                && report.pods.iter().all(|pod| pod.ready))
+            let ready = report.problems.is_empty() && report.pods.iter().all(|pod| pod.ready);
+            Ok(ready && self.curl("client", url).is_ok() && self.curl("outside/outsider", url).is_ok())
         })
         .map(drop)
     }

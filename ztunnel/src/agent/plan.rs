@@ -63,11 +63,11 @@ pub fn plan(
         .iter()
         .filter(|(uid, _)| !wanted.contains_key(uid.as_str()))
         .map(|(uid, was)| Action::Unenrol { pod: was.pod.clone(), alive: alive(uid) });
-    let join = wanted.values().filter_map(|&pod| match enrolled.get(&pod.uid) {
-        None => Some(Action::Enrol(pod.clone())),
-        Some(was) if was.pod != *pod || !was.rules_installed => Some(Action::Enrol(pod.clone())),
-        Some(was) if !was.acknowledged && proxy_connected => Some(Action::Register(pod.clone())),
-        Some(_) => Some(Action::Verify(pod.clone())),
+    let join = wanted.values().map(|&pod| match enrolled.get(&pod.uid) {
+        None => Action::Enrol(pod.clone()),
+        Some(was) if was.pod != *pod || !was.rules_installed => Action::Enrol(pod.clone()),
+        Some(was) if !was.acknowledged && proxy_connected => Action::Register(pod.clone()),
+        Some(_) => Action::Verify(pod.clone()),
     });
     // A pod's address may be another's next: what leaves, leaves first.
     leave.chain(join).collect()
