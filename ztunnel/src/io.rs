@@ -211,3 +211,44 @@ pub fn killed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, ReadAhead) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (client.unwrap(), ReadAhead::new(accepted.unwrap().0))
+    }
+
+    /// Whatever the sizes of the reads, the bytes are the same and nothing stays held once they are taken.
+    #[tokio::test]
+    async fn reads_of_any_size_see_the_same_bytes() {
+        let (mut writer, mut reader) = pair().await;
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| n.wrapping_mul(31) as u8).collect();
+        let expected = sent.clone();
+        let write = async move {
+            writer.write_all(&sent).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let read = async {
+            let mut all = Vec::new();
+            for size in [1, 5, 4096, 16 * 1024, SMALL_READ, 100_000].into_iter().cycle() {
+                let mut buffer = vec![0; size];
+                match reader.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    length => all.extend_from_slice(&buffer[..length]),
+                }
+            }
+            all
+        };
+        let ((), all) = tokio::join!(write, read);
+        assert_eq!(all.len(), expected.len());
+        assert!(all == expected);
+        assert_eq!(reader.held.capacity(), 0, "an idle connection holds no buffer");
+    }
+}

@@ -151,3 +151,7 @@ fn malformed(query: &[u8]) -> Action {
         _ => Action::Ignore,
     }
 }
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;
