@@ -62,7 +62,8 @@ pub fn listen_tcp_any(port: u16, options: &ListenOptions) -> io::Result<TcpListe
     }
 }
 
-/// Binds a UDP socket: nonblocking, close-on-exec. A socket on `[::]` is IPv6 only.
+/// Binds a UDP socket: nonblocking, close-on-exec. A socket on `[::]` is IPv6 only. One with a port of its own shares it
+/// with another process of the same user, for rolling updates (Z10).
 ///
 /// # Errors
 /// The usual ones of binding.
@@ -70,6 +71,9 @@ pub fn bind_udp(addr: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    if addr.port() != 0 {
+        socket.set_reuse_port(true)?;
     }
     if let Some(mark) = mark {
         set_mark(&socket, mark)?;
