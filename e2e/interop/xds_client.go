@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -107,7 +108,11 @@ func (c *xdsClient) session(ctx context.Context, lines <-chan []string, phase st
 		return refusal(err)
 	}
 	for _, typeURL := range c.types {
-		if err := c.subscribe(stream, typeURL); err != nil {
+		err := c.subscribe(stream, typeURL)
+		if errors.Is(err, io.EOF) {
+			_, err = stream.Recv() // the server has ended the stream, and only reading tells why
+		}
+		if err != nil {
 			return refusal(err)
 		}
 	}

@@ -74,10 +74,35 @@ fn bulk_and_many_streams_cross_unchanged() {
 }
 
 #[test]
-fn a_refusing_destination_behind_istios_server_is_no_clean_end() {
+fn a_destination_that_istios_server_cannot_reach_ends_without_a_byte() {
     let world = World::start();
     let _server = world.serve_hbone();
     let [target, _] = PEER.at(1);
+    // That server answers 200 before it connects, so on the wire a refusal looks like an application that closed at once.
     let failed = world.dial(&target, &[]).unwrap_err();
-    assert!(failed.contains("reset"), "{failed}");
+    assert!(failed.contains("after 0 of 25 bytes"), "{failed}");
+}
+
+#[test]
+fn a_server_that_is_not_the_destination_is_a_reset_before_any_byte() {
+    let world = World::start();
+    let [target, _] = PEER.at(ECHO_PORT);
+    let absent = world.dial(&target, &[]).unwrap_err();
+    assert!(absent.contains("reset"), "nobody listens: {absent}");
+    let (right, other) = (PEER.identity(), CLIENT.identity());
+    let cases: [(&str, Vec<&str>); 4] = [
+        ("another-identity", vec!["--identity", &other]),
+        ("two-identities", vec!["--identity", &right, "--identity", &other]),
+        ("dns-name-only", vec!["--dns", "peer.default.svc.cluster.local"]),
+        ("expired", vec!["--identity", &right, "--not-before", "-2h", "--ttl", "-1h"]),
+    ];
+    for (name, flags) in &cases {
+        let mut server = world.serve_hbone_as(&world.issue(name, flags));
+        let failed = world.dial(&target, &[]).unwrap_err();
+        assert!(failed.contains("reset"), "{name}: {failed}");
+        server.drain();
+        assert!(server.of("connect").is_empty(), "{name}: {:?}", server.seen);
+    }
+    let _server = world.serve_hbone();
+    world.dial(&target, &[]).unwrap();
 }

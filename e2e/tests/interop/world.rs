@@ -73,7 +73,7 @@ impl Pod {
 pub struct World {
     pub agent: Peer,
     pub control: Peer,
-    _proxy: OurProgram,
+    pub proxy: OurProgram,
     pub manifest: Value,
     pub dir: tempfile::TempDir,
     _lab: Lab,
@@ -121,7 +121,7 @@ impl World {
         let mut agent = start_agent(dir.path(), &pods[..2]);
         let proxy = start_proxy(&lab, dir.path());
         agent.wait_for("ack", |ack| ack["for"] == "snapshot");
-        World { agent, control, _proxy: proxy, manifest, dir, _lab: lab, pods }.settled()
+        World { agent, control, proxy, manifest, dir, _lab: lab, pods }.settled()
     }
 
     /// The proxy took both resource types.
@@ -152,10 +152,14 @@ impl World {
 
     /// Starts Istio's HBONE server, and an echo behind it, in the pod `peer`.
     pub fn serve_hbone(&self) -> Peer {
-        let [cert, key] = self.issue("peer", &["--identity", &PEER.identity()]);
+        self.serve_hbone_as(&self.issue("peer", &["--identity", &PEER.identity()]))
+    }
+
+    /// As [`World::serve_hbone`], with the certificate and key of those paths.
+    pub fn serve_hbone_as(&self, [cert, key]: &[String; 2]) -> Peer {
         let echo = format!("[::]:{ECHO_PORT}");
         let root = self.root();
-        let args = ["hbone-serve", "--listen", "[::]:15008", "--cert", &cert, "--key", &key, "--root", &root];
+        let args = ["hbone-serve", "--listen", "[::]:15008", "--cert", cert, "--key", key, "--root", &root];
         let mut server = Peer::start_in(Some(self.netns(&PEER)), &[&args[..], &["--echo", &echo]].concat());
         server.wait("listening");
         server
@@ -224,6 +228,11 @@ impl OurProgram {
         };
         OurProgram { child: child.unwrap(), log }
     }
+
+    /// What it has written so far.
+    pub fn text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
 }
 
 impl Drop for OurProgram {
@@ -232,7 +241,7 @@ impl Drop for OurProgram {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("{} says:\n{}", self.log.display(), fs::read_to_string(&self.log).unwrap_or_default());
+            eprintln!("{} says:\n{}", self.log.display(), self.text());
         }
     }
 }
