@@ -1,0 +1,86 @@
+# One place for every command. `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/release
+PROGRAMS := culvert-cli culvert-ztunnel culvert-controller culvert-bench
+DENY_VERSION := 0.20.2
+
+# Network namespaces need root; cargo itself does not.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
+
+# The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
+E2E := $(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs))))
+E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
+
+.PHONY: help build demo test test-all lint advisories unit e2e demo-check interop bench fmt clean setup-build setup-run setup-test setup-deny
+
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+build: setup-build ## Build the programs, optimised, into target/release
+	cargo build --release --locked $(addprefix -p ,$(PROGRAMS))
+
+demo: setup-run build ## Run a mesh of network namespaces on this machine and check what it promises
+	$(ROOT) $(BIN)/culvert demo
+
+test: ## Everything a change must pass (what .ci/run runs); installs what it lacks
+	@rm -f $(TARGET)/tiers/summary
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory demo-check
+	@echo "=== all tiers"; cat $(TARGET)/tiers/summary
+
+test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark
+	@# culvert-runtime's one ignored test is the child of another.
+	$(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
+	@$(MAKE) --no-print-directory bench
+
+lint: setup-build setup-deny ## Formatting, clippy, documentation, layers, sizes, book, dependencies
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	cargo run --locked --quiet -p culvert-xtask -- check
+	cargo deny --locked check bans licenses sources
+
+advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the RustSec database from its git host)
+	cargo deny --locked check advisories
+
+unit: setup-test ## Tests in memory and of single crates (some make network namespaces)
+	$(AS_ROOT) scripts/tier unit cargo test --locked --workspace --exclude culvert-e2e
+
+e2e: setup-test build ## Whole meshes of the optimised programs, one at a time
+	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) scripts/tier e2e cargo test --locked --workspace $(call E2E_FLAGS,$(E2E))
+
+demo-check: setup-run build ## The demo as one more check: every line must hold, within 60 seconds
+	scripts/tier demo $(ROOT) timeout --kill-after=30 60 $(BIN)/culvert demo -o json
+
+interop: setup-test build ## Only the tests against the Go peer made of Istio's packages
+	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,$(filter interop%,$(E2E)))
+
+bench: setup-run build ## What the tunnel costs, beside direct TCP in the same run
+	$(ROOT) $(BIN)/culvert-bench run
+
+fmt: ## Format everything
+	cargo fmt --all
+
+clean: ## Remove what was built
+	cargo clean
+
+setup-build:
+	@scripts/need cc make
+
+setup-run: setup-build
+	@scripts/need curl python3
+
+setup-test: setup-run
+	@scripts/need ip kill
+	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): the tests against Istio's packages need it" >&2; exit 1; }
+
+setup-deny:
+	@cargo deny --version 2>/dev/null | grep -q ' $(DENY_VERSION)$$' || cargo install cargo-deny --locked --version $(DENY_VERSION)
