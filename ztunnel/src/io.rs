@@ -198,9 +198,9 @@ impl CopyObserver for &Counting {
 /// Resolves when the connection has to end although both its sides would go on.
 pub fn killed(
     live: &Arc<Live>,
-    drain: &DrainWatcher,
+    drain: DrainWatcher,
 ) -> impl Future<Output = Failure> + Send + 'static + use<> {
-    let (live, drain) = (live.clone(), drain.clone());
+    let live = live.clone();
     async move {
         let killed = live.killed();
         tokio::select! {

@@ -74,6 +74,14 @@ fn scope(parent: Option<DrainWatcher>) -> (DrainTrigger, DrainWatcher) {
     (DrainTrigger { phase: sender, scope: Arc::downgrade(&scope) }, DrainWatcher { scope })
 }
 
+/// A watcher of a scope that has ended: whoever holds it has to end at once.
+#[must_use]
+pub fn ended() -> DrainWatcher {
+    let (trigger, watcher) = channel();
+    trigger.now();
+    watcher
+}
+
 impl DrainTrigger {
     /// Starts the drain and waits until every watcher is dropped; after `deadline` the rest is forced. May be called again,
     /// for example with a shorter deadline after the first call was cancelled.
@@ -85,6 +93,13 @@ impl DrainTrigger {
         let left = self.scope.strong_count();
         self.now();
         if left == 0 { Drained::Completely } else { Drained::Forced { left } }
+    }
+
+    /// A watcher for something new under the scope, while anything under it is left. The trigger's owner hands these out, so
+    /// that it need not hold a watcher itself and thereby keep the scope from ever being drained.
+    #[must_use]
+    pub fn watcher(&self) -> Option<DrainWatcher> {
+        self.scope.upgrade().map(|scope| DrainWatcher { scope })
     }
 
     /// Starts the graceful drain without waiting.

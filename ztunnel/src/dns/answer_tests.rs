@@ -54,7 +54,8 @@ fn query(name: &str, kind: RecordType) -> Message {
 fn ask(message: &Message, transport: Transport) -> Action {
     let snapshot = snapshot();
     let client = snapshot.workload_by_uid(CLIENT);
-    let asker = Asker { snapshot: &snapshot, client: client.map(AsRef::as_ref), cluster_domain: "cluster.local" };
+    let asker =
+        Asker { snapshot: &snapshot, client: client.map(AsRef::as_ref), cluster_domain: "cluster.local" };
     decide(&message.to_vec().unwrap(), transport, &asker, &mut |_| 0)
 }
 
@@ -127,7 +128,7 @@ fn a_long_answer_is_truncated_over_udp() {
 fn what_is_no_query_gets_no_answer() {
     let snapshot = snapshot();
     let asker = Asker { snapshot: &snapshot, client: None, cluster_domain: "cluster.local" };
-    let mut decide = |bytes: &[u8]| super::decide(bytes, Transport::Udp, &asker, &mut |_| 0);
+    let decide = |bytes: &[u8]| super::decide(bytes, Transport::Udp, &asker, &mut |_| 0);
     let mut response = query("web.shop.svc.cluster.local.", RecordType::A);
     response.metadata.message_type = MessageType::Response;
     assert!(matches!(decide(&response.to_vec().unwrap()), Action::Ignore));
@@ -144,6 +145,8 @@ fn an_unknown_client_gets_servfail() {
     let snapshot = snapshot();
     let asker = Asker { snapshot: &snapshot, client: None, cluster_domain: "cluster.local" };
     let asked = query("web.shop.svc.cluster.local.", RecordType::A).to_vec().unwrap();
-    let Action::Respond(bytes) = decide(&asked, Transport::Udp, &asker, &mut |_| 0) else { panic!("no answer") };
+    let Action::Respond(bytes) = decide(&asked, Transport::Udp, &asker, &mut |_| 0) else {
+        panic!("no answer")
+    };
     assert_eq!(Message::from_vec(&bytes).unwrap().metadata.response_code, ResponseCode::ServFail);
 }

@@ -84,11 +84,12 @@ async fn handshake(
 
 /// Accepts streams until the connection ends; a drain says goodbye (GOAWAY) and lets open streams finish.
 async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
+    let drain = pod.watcher();
     let mut draining = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.accept() => incoming,
-            mode = pod.drain.started(), if !draining => {
+            mode = drain.started(), if !draining => {
                 draining = true;
                 match mode {
                     Mode::Graceful => connection.graceful_shutdown(),
@@ -96,10 +97,14 @@ async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
                 }
                 continue;
             }
-            () = pod.drain.forced() => return,
+            () = drain.forced() => return,
         };
         match incoming {
             Some(Ok(incoming)) => {
+                if pod.is_full() {
+                    incoming.reset(h2::Reason::ENHANCE_YOUR_CALM);
+                    continue;
+                }
                 let (pod, peer) = (pod.clone(), peer.clone());
                 pod.clone().tasks.spawn("inbound stream", deliver::serve(pod, peer, incoming));
             }

@@ -25,6 +25,8 @@ use crate::pods::{KEEPALIVE, Pod};
 
 /// Serves one CONNECT request from its headers to its last byte.
 pub async fn serve(pod: Arc<Pod>, peer: Arc<Peer>, incoming: Incoming) {
+    // Held while it is being opened too: a drain waits for what it has accepted.
+    let _watcher = pod.watcher();
     let mut flow = Flow::new(Direction::Inbound, peer.address, SocketAddr::new(peer.local.ip(), 0));
     flow.mark(Phase::Accept);
     flow.tunnel = Some(peer.local);
@@ -174,7 +176,7 @@ async fn forward(
     tracked.flow.mark(Phase::Open);
     let live = tracked.opened();
     let counting = Counting::new(live.clone(), Side::Destination);
-    let outcome = copy_bidirectional(upstream, tunnel, None, &counting, killed(&live, &pod.drain)).await;
+    let outcome = copy_bidirectional(upstream, tunnel, None, &counting, killed(&live, pod.watcher())).await;
     counting.phases(&mut tracked.flow);
     tracked.finish(end(outcome, Side::Destination));
 }

@@ -19,6 +19,8 @@ use crate::pods::{KEEPALIVE, Pod};
 
 /// Serves one captured plaintext connection to the pod.
 pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, from: SocketAddr) {
+    // Held while it is being opened too: a drain waits for what it has accepted.
+    let _watcher = pod.watcher();
     let prepared = (|| {
         stream.set_nonblocking(true)?;
         tune_accepted(&stream, &KEEPALIVE)?;
@@ -36,7 +38,7 @@ pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, f
             tracked.flow.mark(Phase::Open);
             let live = tracked.opened();
             let counting = Counting::new(live.clone(), Side::Source);
-            let outcome = copy_tcp(client, upstream, None, &counting, killed(&live, &pod.drain)).await;
+            let outcome = copy_tcp(client, upstream, None, &counting, killed(&live, pod.watcher())).await;
             counting.phases(&mut tracked.flow);
             tracked.finish(end(outcome, Side::Source));
         }

@@ -19,6 +19,8 @@ const MAX_ATTEMPTS: usize = 3;
 
 /// Serves one captured connection from accept to close.
 pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, client: SocketAddr) {
+    // Held while it is being opened too: a drain waits for what it has accepted.
+    let _watcher = pod.watcher();
     let stream = match prepare(stream) {
         Ok(stream) => stream,
         Err(error) => {

@@ -17,7 +17,7 @@ pub async fn run(pod: &Arc<Pod>, client: TcpStream, hop: Hop, mut tracked: Track
     tracked.flow.mark(Phase::Open);
     let live = tracked.opened();
     let counting = Counting::new(live.clone(), Side::Source);
-    let killed = killed(&live, &pod.drain);
+    let killed = killed(&live, pod.watcher());
     // No idle timeout: TCP has none, and a database connection may be quiet for days.
     let outcome = match hop {
         Hop::Tunnel(tunnel) => copy_bidirectional(client, tunnel, None, &counting, killed).await,

@@ -12,7 +12,7 @@ use culvert_model::identity::Identity;
 use culvert_model::workload::Workload;
 use culvert_net::netns::NetNs;
 use culvert_net::socket::{Keepalive, ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
-use culvert_runtime::drain::{DrainTrigger, DrainWatcher};
+use culvert_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use culvert_runtime::readiness::Readiness;
 use culvert_runtime::tasks::Tasks;
 use tokio::runtime::Handle;
@@ -85,9 +85,8 @@ pub struct Pod {
     pub pools: Vec<TunnelPool>,
     /// Everything that runs for it.
     pub tasks: Tasks,
-    /// Its own drain, which the process's drain implies.
-    pub drain: DrainWatcher,
-    trigger: DrainTrigger,
+    /// Its own drain, which the process's drain implies. What has to end before the pod counts as drained holds a watcher.
+    drain: DrainTrigger,
 }
 
 /// The listeners of one pod.
@@ -113,7 +112,7 @@ impl Pod {
         )
         .map_err(invalid)?;
         let sockets = netns.run(Sockets::open)?;
-        let (trigger, drain) = shared.drain.child();
+        let (trigger, watcher) = shared.drain.child();
         let tasks = Tasks::new("pod");
         let pools = shared
             .workers
@@ -130,14 +129,13 @@ impl Pod {
             netns,
             shared,
             pools,
-            drain,
-            trigger,
+            drain: trigger,
         });
         pod.shared
             .certificates
             .prefetch(&pod.identity)
             .map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))?;
-        pod.serve(sockets);
+        pod.serve(sockets, &watcher);
         Ok(pod)
     }
 
@@ -148,23 +146,34 @@ impl Pod {
 
     /// Listeners close, streams finish, what is left after the deadline is cut (Z08).
     pub async fn drain(&self, deadline: Duration) {
-        let _ = self.trigger.drain(deadline).await;
+        let drained = self.drain.drain(deadline).await;
+        tracing::debug!(pod = %self.workload_uid, ?drained, "drained");
         self.stop().await;
     }
 
     /// Everything stops now (Z12).
     pub async fn stop(&self) {
-        self.trigger.now();
+        self.drain.now();
         self.tasks.close();
         self.tasks.abort_all();
         let _ = self.tasks.wait(Duration::from_secs(1)).await;
     }
 
-    fn serve(self: &Arc<Self>, sockets: Sockets) {
+    /// Nothing more can be served until something ends.
+    pub fn is_full(&self) -> bool {
+        self.tasks.len() >= MAX_CONNECTIONS
+    }
+
+    /// For a connection or a stream to hold while it goes on.
+    pub fn watcher(&self) -> DrainWatcher {
+        self.drain.watcher().unwrap_or_else(drain::ended)
+    }
+
+    fn serve(self: &Arc<Self>, sockets: Sockets, watcher: &DrainWatcher) {
         let home = self.next_worker();
-        self.listen(home, "outbound accept", sockets.outbound, outbound::serve);
-        self.listen(home, "plaintext accept", sockets.plaintext, inbound::serve_plaintext);
-        self.listen(home, "hbone accept", sockets.hbone, inbound::serve_hbone);
+        self.listen(home, "outbound accept", watcher, sockets.outbound, outbound::serve);
+        self.listen(home, "plaintext accept", watcher, sockets.plaintext, inbound::serve_plaintext);
+        self.listen(home, "hbone accept", watcher, sockets.hbone, inbound::serve_hbone);
         let dns = DnsServer::new(
             self.workload_uid.clone(),
             self.shared.state.clone(),
@@ -185,6 +194,7 @@ impl Pod {
         self: &Arc<Self>,
         home: usize,
         name: &'static str,
+        watcher: &DrainWatcher,
         listener: std::net::TcpListener,
         serve: S,
     ) where
@@ -192,10 +202,10 @@ impl Pod {
         F: Future<Output = ()> + Send + 'static,
     {
         let pod = self.clone();
-        let drain = self.drain.clone();
+        let drain = watcher.clone();
         self.tasks.spawn_on(&self.shared.workers[home], name, async move {
             accept(listener, drain, |stream, peer| {
-                if pod.tasks.len() >= MAX_CONNECTIONS {
+                if pod.is_full() {
                     tracing::warn!(pod = %pod.workload_uid, limit = MAX_CONNECTIONS, "connection refused: too many are open");
                     let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
                     return;
