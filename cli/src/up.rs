@@ -87,7 +87,11 @@ fn detach(args: &UpArgs) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(state.root())
         .with_context(|| format!("cannot create {}", state.root().display()))?;
     let log_path = state.supervisor_log();
-    let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .with_context(|| format!("cannot write {}", log_path.display()))?;
     let child = Command::new(&options.helper)
         .args(background_arguments(args, &state, &options.manifests))
         .stdin(Stdio::null())

@@ -22,3 +22,4 @@ pub mod serviceproxy;
 pub mod state;
 pub mod supervisor;
 pub mod system;
+mod trim;

@@ -18,6 +18,8 @@ pub struct Manifests {
     dir: PathBuf,
     state: LastGood,
     events: mpsc::Receiver<()>,
+    /// The last look failed: the next that succeeds is news even if nothing else changed.
+    failed: bool,
     _watcher: Option<RecommendedWatcher>,
 }
 
@@ -42,7 +44,7 @@ impl Manifests {
         let mut state = LastGood::default();
         state.apply(scan(dir)?);
         let loaded = state.loaded();
-        Ok((Manifests { dir: dir.to_owned(), state, events, _watcher: watcher }, loaded))
+        Ok((Manifests { dir: dir.to_owned(), state, events, failed: false, _watcher: watcher }, loaded))
     }
 
     /// Waits for the next change of what is in force. Cancel safe: a change that was not returned is found again.
@@ -55,9 +57,30 @@ impl Manifests {
                 Err(_) => {}
             }
             while self.events.try_recv().is_ok() {}
-            if self.state.apply(scan(&self.dir)?) {
+            let found = scan(&self.dir).inspect_err(|_| self.failed = true)?;
+            if self.state.apply(found) | std::mem::take(&mut self.failed) {
                 return Ok(self.state.loaded());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[tokio::test]
+    async fn a_directory_that_comes_back_is_news() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("m"), dir.path().join("away"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("ns.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n").unwrap();
+        let (mut manifests, loaded) = Manifests::open(&path).unwrap();
+        assert_eq!(loaded.namespaces().count(), 1);
+        fs::rename(&path, &away).unwrap();
+        manifests.changed().await.unwrap_err();
+        fs::rename(&away, &path).unwrap();
+        assert_eq!(manifests.changed().await.unwrap(), loaded);
     }
 }
