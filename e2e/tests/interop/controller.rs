@@ -98,8 +98,9 @@ spec:
 /// The controller over a directory, in a namespace of its own.
 struct Control {
     _controller: OurProgram,
-    dir: tempfile::TempDir,
     lab: Lab,
+    // After the namespaces, which are mounted in it.
+    dir: tempfile::TempDir,
 }
 
 impl Control {

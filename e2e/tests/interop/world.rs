@@ -69,14 +69,14 @@ impl Pod {
     }
 }
 
-/// Everything that runs. Fields are dropped in order: processes before namespaces.
+/// Everything that runs. Fields are dropped in order: processes, namespaces, the directory they are mounted in.
 pub struct World {
     pub agent: Peer,
     pub control: Peer,
     pub proxy: OurProgram,
     pub manifest: Value,
-    pub dir: tempfile::TempDir,
     _lab: Lab,
+    pub dir: tempfile::TempDir,
     pods: Vec<(&'static str, NetNs)>,
 }
 
