@@ -72,11 +72,11 @@ pub fn run(load: &Load) -> Value {
 impl Load {
     fn target(&self, index: u64, due: Duration) -> SocketAddr {
         let address = self.targets[usize::try_from(index).unwrap_or(0) % self.targets.len()];
-        // The newest port each second's first time round, older ones after: new tunnels and shared ones.
+        // Each second's first time round takes the newest port, the next the first one of all, and so on downwards: new
+        // tunnels, shared ones, and one that is in use all the time.
         let known = (due.as_secs() + 1).min(u64::from(self.ports));
-        let second = index % u64::from(self.rate);
-        let newest = known - 1;
-        let port = newest.saturating_sub((second / self.targets.len() as u64) % known);
+        let round = index % u64::from(self.rate) / self.targets.len() as u64;
+        let port = if round % 2 == 1 { 0 } else { (known - 1).saturating_sub(round / 2) };
         SocketAddr::new(address, self.port + u16::try_from(port).unwrap_or(0))
     }
 }

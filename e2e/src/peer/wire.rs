@@ -56,7 +56,7 @@ impl Pattern {
     /// # Errors
     /// What the socket said.
     pub fn send(&mut self, stream: &mut TcpStream, bytes: u64, sent: &mut Seen) -> io::Result<()> {
-        let end = sent.bytes + bytes;
+        let end = sent.bytes.saturating_add(bytes);
         while sent.bytes < end {
             let block = self.next(end - sent.bytes);
             stream.write_all(block)?;
@@ -84,7 +84,7 @@ impl Seen {
 /// Reads until the other side ends or `limit` bytes came; says which way it ended.
 pub fn drain(stream: &mut TcpStream, limit: u64, seen: &mut Seen) -> &'static str {
     let mut block = vec![0; BLOCK];
-    let end = seen.bytes + limit;
+    let end = seen.bytes.saturating_add(limit);
     while seen.bytes < end {
         let most = usize::try_from(end - seen.bytes).unwrap_or(BLOCK).min(BLOCK);
         match stream.read(&mut block[..most]) {

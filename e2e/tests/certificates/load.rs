@@ -116,22 +116,26 @@ pub fn judge(world: &World, observed: Observed, checks: &mut Checks) {
     checks.check("new tunnels every second, and no new stream on an expired certificate", || tunnels(world));
 }
 
-/// Judged by the clock and not by what the proxies say of it: a tunnel (one client port at 15008) was made with a
-/// certificate that lived 20 s at most, so the streams in it must have begun within 20 s of each other.
+/// Judged by the clock and not by what the proxies say of it: a tunnel (one client port at 15008, for one destination) was
+/// made with a certificate that lived 20 s at most, so the streams in it must have begun within 20 s of each other.
 fn tunnels(world: &World) -> Result<()> {
-    let mut began: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    let mut began: BTreeMap<(String, String), (f64, f64)> = BTreeMap::new();
     for line in world.access_log("node-b")? {
         if line["src.workload"] != "client" || line["dst.hbone_addr"].is_null() {
             continue;
         }
         ensure!(line["reason"].is_null(), "a stream was refused or cut: {line}");
         let at = start(&line).with_context(|| format!("{line}"))?;
-        let from = line["src.addr"].as_str().context("src.addr")?.to_owned();
-        let span = began.entry(from).or_insert((at, at));
+        let text = |key: &str| line[key].as_str().map(str::to_owned).context(key.to_owned());
+        let span = began.entry((text("dst.addr")?, text("src.addr")?)).or_insert((at, at));
         *span = (span.0.min(at), span.1.max(at));
     }
     let longest = began.values().map(|(first, last)| last - first).fold(0.0, f64::max);
+    let first = format!(":{FIRST_EXTRA_PORT}");
+    let to_first = began.keys().filter(|(destination, _)| destination.ends_with(&first)).count() as u64;
     println!("          {} tunnels; the longest took streams for {longest:.1} s", began.len());
+    // Four destinations of that port are in use all the time.
+    ensure!(to_first >= 4 * SECONDS / LIFETIME, "only {to_first} tunnels to the port that is always in use");
     ensure!(began.len() as u64 >= SECONDS, "only {} tunnels", began.len());
     ensure!(longest <= LIFETIME as f64, "a tunnel took new streams for {longest:.1} s");
     Ok(())
