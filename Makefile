@@ -20,7 +20,7 @@ E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 .PHONY: help build demo test test-all lint advisories unit e2e demo-check interop bench fmt clean setup-build setup-run setup-test setup-deny
 
 help: ## List the commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: setup-build ## Build the programs, optimised, into target/release
 	cargo build --release --locked $(addprefix -p ,$(PROGRAMS))
@@ -45,7 +45,7 @@ lint: setup-build setup-deny ## Formatting, clippy, documentation, layers, sizes
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
-	cargo run --locked --quiet -p culvert-xtask -- check
+	cargo run --locked --quiet -p culvert-xtask -- all
 	cargo deny --locked check bans licenses sources
 
 advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the RustSec database from its git host)

@@ -12,7 +12,8 @@ use anyhow::Context;
 /// If a file cannot be read.
 pub fn check(root: &Path) -> anyhow::Result<Vec<String>> {
     let files = crate::files(root)?;
-    let pages: Vec<&PathBuf> = files.iter().filter(|it| it.extension().is_some_and(|it| it == "md")).collect();
+    let pages: Vec<&PathBuf> =
+        files.iter().filter(|it| it.extension().is_some_and(|it| it == "md")).collect();
     let mut problems = Vec::new();
     let mut listed = BTreeSet::new();
     for page in pages.iter().copied() {

@@ -31,7 +31,8 @@ const ALLOWED: [(&str, &[&str]); 15] = [
 /// What runs in a cluster: every library but the sandbox, which has no business there.
 const PRODUCT: &[&str] = &["proto", "model", "runtime", "net", "identity", "hbone", "xds", "k8s-api"];
 /// What runs around it.
-const AROUND: &[&str] = &["proto", "model", "runtime", "net", "identity", "hbone", "xds", "k8s-api", "sandbox"];
+const AROUND: &[&str] =
+    &["proto", "model", "runtime", "net", "identity", "hbone", "xds", "k8s-api", "sandbox"];
 
 /// Decisions are pure: the crate that makes them reaches none of these, over no number of steps.
 const PURE: &str = "model";
@@ -152,7 +153,11 @@ fn impure(graph: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<String> {
             }
         }
     }
-    IMPURE.iter().filter_map(|name| ways.get(name)).map(|way| format!("decisions are not pure: {way}")).collect()
+    IMPURE
+        .iter()
+        .filter_map(|name| ways.get(name))
+        .map(|way| format!("decisions are not pure: {way}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ pub fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
         for entry in fs::read_dir(&path).with_context(|| format!("{}", path.display()))? {
             let entry = entry?;
             let name = entry.file_name();
-            let left_out =
-                matches!(name.to_str(), Some("target" | "node_modules" | "bin") | None) && entry.file_type()?.is_dir();
+            let left_out = matches!(name.to_str(), Some("target" | "node_modules" | "bin") | None)
+                && entry.file_type()?.is_dir();
             if left_out || name.to_string_lossy().starts_with('.') {
                 continue;
             }

@@ -22,7 +22,7 @@ struct Cli {
 #[derive(Clone, Copy, Debug, clap::Subcommand)]
 enum Check {
     /// All of these
-    Check,
+    All,
     /// Crates depend on each other in one direction only
     Layers,
     /// No file is too long to read
@@ -52,13 +52,13 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<Vec<String>> {
     let root = cli.root.clone().unwrap_or_else(root);
     let mut problems = Vec::new();
-    if matches!(cli.check, Check::Check | Check::Layers) {
+    if matches!(cli.check, Check::All | Check::Layers) {
         problems.extend(layers::check(&layers::metadata(&root)?));
     }
-    if matches!(cli.check, Check::Check | Check::Sizes) {
+    if matches!(cli.check, Check::All | Check::Sizes) {
         problems.extend(sizes::check(&root)?);
     }
-    if matches!(cli.check, Check::Check | Check::Book) {
+    if matches!(cli.check, Check::All | Check::Book) {
         problems.extend(book::check(&root)?);
     }
     Ok(problems)
