@@ -91,7 +91,7 @@ impl World {
     pub fn proxy_memory(&self) -> anyhow::Result<Vec<(String, u64)>> {
         let status = self.status()?;
         let mut memory = Vec::new();
-        for process in status["processes"].as_array().context("status has no processes")? {
+        for process in status["system"].as_array().context("status names no programs")? {
             if process["role"] == "proxy" {
                 let pid = process["pid"].as_u64().context("a proxy without pid")?;
                 let name = process["node"].as_str().unwrap_or("?").to_owned();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use culvert_k8s_api::status::{Redirection, RedirectionStatus};
 use culvert_net::netns::NetNs;
@@ -12,6 +13,9 @@ use super::report::Reports;
 use super::zds::{AddError, ZdsServer};
 use super::{Action, Desired, Enrolled, plan};
 
+/// How long peers may take to learn that a pod speaks HBONE no more; the control plane needs a fraction of it.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// What is enrolled, and the hands to change it.
 #[derive(Debug)]
 pub struct Enroller {
@@ -19,17 +23,27 @@ pub struct Enroller {
     reports: Reports,
     enrolled: BTreeMap<String, Enrolled>,
     namespaces: BTreeMap<String, Arc<NetNs>>,
+    /// Running pods that left: the proxy serves what still comes to them until then.
+    leaving: Vec<(Instant, String)>,
     first: bool,
 }
 
 impl Enroller {
     /// Nothing enrolled yet.
     pub fn new(zds: Arc<ZdsServer>, reports: Reports) -> Self {
-        Self { zds, reports, enrolled: BTreeMap::new(), namespaces: BTreeMap::new(), first: true }
+        Self {
+            zds,
+            reports,
+            enrolled: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            leaving: Vec::new(),
+            first: true,
+        }
     }
 
     /// Brings every pod to what it should be, as far as it can now; the next pass goes on where this one failed.
     pub async fn pass(&mut self, desired: &[Desired]) {
+        self.forget_left().await;
         let connected = *self.zds.connected().borrow() > 0;
         let actions = plan(desired, &self.enrolled, connected, |uid| {
             self.enrolled.get(uid).is_some_and(|was| was.pod.netns.exists())
@@ -47,43 +61,64 @@ impl Enroller {
         }
     }
 
+    /// The proxy first, then the rules: a running pod's connections must find listeners the moment they are redirected.
+    /// Without a proxy the rules are written all the same, and its traffic waits for one rather than going around it (C66).
     async fn enrol(&mut self, pod: Desired) {
-        let installed = self.install(&pod);
-        let mut state = Enrolled { pod: pod.clone(), rules_installed: true, acknowledged: false };
-        if let Err(error) = installed {
-            // Unlike C28 this is tried again: a pod that should be in the mesh must not stay outside of it in silence.
-            tracing::warn!(pod = %name(&pod), error = format!("{error:#}"), "rules cannot be written; trying again");
-            state.rules_installed = false;
-            self.enrolled.insert(pod.uid.clone(), state);
-            self.report(&pod, Redirection::Pending, Some(format!("{error:#}")));
-            return;
-        }
+        self.leaving.retain(|(_, uid)| *uid != pod.uid);
+        let namespace = self.namespace(&pod);
+        let registered = match &namespace {
+            Ok(netns) => Some(self.register_with(&pod, netns.clone()).await),
+            Err(_) => None,
+        };
+        let installed = namespace.and_then(|netns| Ok(redirect::install(&netns, &pod.rules)?));
+        let state = Enrolled {
+            pod: pod.clone(),
+            rules_installed: installed.is_ok(),
+            acknowledged: matches!(registered, Some(Ok(()))),
+        };
         self.enrolled.insert(pod.uid.clone(), state);
-        self.register(pod).await;
+        match (installed, registered) {
+            (Ok(()), Some(registered)) => self.tell(&pod, registered),
+            (Ok(()), None) => {}
+            // Unlike C28 this is tried again: a pod that should be in the mesh must not stay outside of it in silence.
+            (Err(error), _) => {
+                tracing::warn!(pod = %name(&pod), error = format!("{error:#}"), "rules cannot be written; trying again");
+                self.report(&pod, Redirection::Pending, Some(format!("{error:#}")));
+            }
+        }
     }
 
+    /// Again, for a pod whose rules stand.
     async fn register(&mut self, pod: Desired) {
         let Some(netns) = self.namespaces.get(&pod.uid).cloned() else { return };
+        let registered = self.register_with(&pod, netns).await;
+        if let (Ok(()), Some(state)) = (&registered, self.enrolled.get_mut(&pod.uid)) {
+            state.acknowledged = true;
+        }
+        self.tell(&pod, registered);
+    }
+
+    async fn register_with(&self, pod: &Desired, netns: Arc<NetNs>) -> Result<(), AddError> {
         let info = WorkloadInfo {
             name: pod.name.clone(),
             namespace: pod.namespace.clone(),
             service_account: pod.service_account.clone(),
         };
-        match self.zds.add(&pod.uid, info, netns).await {
+        self.zds.add(&pod.uid, info, netns).await
+    }
+
+    fn tell(&self, pod: &Desired, registered: Result<(), AddError>) {
+        match registered {
             Ok(()) => {
-                if let Some(state) = self.enrolled.get_mut(&pod.uid) {
-                    state.acknowledged = true;
-                }
-                tracing::info!(pod = %name(&pod), uid = %pod.uid, "pod is enrolled");
-                self.report(&pod, Redirection::Enabled, None);
+                tracing::info!(pod = %name(pod), uid = %pod.uid, "pod is enrolled");
+                self.report(pod, Redirection::Enabled, None);
             }
             Err(error) => {
-                // The rules stay: its traffic waits for a proxy rather than going around it (C66).
                 // While no proxy is connected to a fresh agent, what its predecessor reported still holds.
                 let known = matches!(error, AddError::NoProxy) && self.reports.is_reported(&pod.uid);
                 if !known {
-                    tracing::warn!(pod = %name(&pod), %error, "the proxy does not have the pod yet; trying again");
-                    self.report(&pod, Redirection::Pending, Some(error.to_string()));
+                    tracing::warn!(pod = %name(pod), %error, "the proxy does not have the pod yet; trying again");
+                    self.report(pod, Redirection::Pending, Some(error.to_string()));
                 }
             }
         }
@@ -113,24 +148,41 @@ impl Enroller {
             tracing::warn!(pod = %name(pod), %error, "rules cannot be removed; trying again");
             return;
         }
-        self.zds.del(&pod.uid).await;
         self.enrolled.remove(&pod.uid);
-        self.namespaces.remove(&pod.uid);
         tracing::info!(pod = %name(pod), uid = %pod.uid, "pod has left the mesh");
+        if alive {
+            // Peers are told by the control plane, and until then open tunnels to it.
+            self.leaving.push((Instant::now() + LEAVING, pod.uid.clone()));
+        } else {
+            self.forget(&pod.uid).await;
+        }
     }
 
-    fn install(&mut self, pod: &Desired) -> anyhow::Result<()> {
-        let netns = match self.enrolled.get(&pod.uid) {
-            Some(was) if was.pod.netns == pod.netns => self.namespaces.get(&pod.uid).cloned(),
-            _ => None,
-        };
-        let netns = match netns {
-            Some(netns) => netns,
-            None => Arc::new(NetNs::open(&pod.netns)?),
-        };
-        redirect::install(&netns, &pod.rules)?;
-        self.namespaces.insert(pod.uid.clone(), netns);
-        Ok(())
+    async fn forget_left(&mut self) {
+        let now = Instant::now();
+        let (due, waiting) = std::mem::take(&mut self.leaving).into_iter().partition(|(at, _)| *at <= now);
+        self.leaving = waiting;
+        let due: Vec<(Instant, String)> = due;
+        for (_, uid) in due {
+            self.forget(&uid).await;
+        }
+    }
+
+    async fn forget(&mut self, uid: &str) {
+        self.zds.del(uid).await;
+        self.namespaces.remove(uid);
+    }
+
+    fn namespace(&mut self, pod: &Desired) -> anyhow::Result<Arc<NetNs>> {
+        let opened = NetNs::open(&pod.netns)?;
+        match self.namespaces.get(&pod.uid) {
+            Some(known) if known.id() == opened.id() => Ok(known.clone()),
+            _ => {
+                let opened = Arc::new(opened);
+                self.namespaces.insert(pod.uid.clone(), opened.clone());
+                Ok(opened)
+            }
+        }
     }
 
     /// Reports of pods that went away while no agent ran.
