@@ -188,5 +188,14 @@ fn programs_come_and_go_under_load() {
     for node in ["node-b", "node-a"] {
         proxy_is_killed(&world, node, &mut checks);
     }
+    checks.check("all of it went through the tunnel", || {
+        let log = world.access_log("node-b")?;
+        let inbound = |line: &&Value| line["src.workload"] == "client" && line["security"] == "mutual_tls";
+        let tunnelled = log.iter().filter(inbound).count();
+        println!("          {tunnelled} connections");
+        // One load of 20 s and two of 14 s, each at 50 a second.
+        ensure!(tunnelled >= 50 * (20 + 14 + 14), "only {tunnelled} connections in the log of node-b");
+        Ok(())
+    });
     checks.finish();
 }

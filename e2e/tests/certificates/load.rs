@@ -77,10 +77,16 @@ fn look(world: &World, node: &str, observed: &mut Observed) -> Result<()> {
     let certificates = world.admin(node, "/certificates")?;
     for certificate in certificates.as_array().context("not a list")? {
         let identity = certificate["identity"].as_str().context("no identity")?.to_owned();
-        if let Some(serial) = certificate["serial"].as_str() {
-            observed.serials.entry(identity.clone()).or_default().insert(serial.to_owned());
+        let failed = certificate["failures"] != 0;
+        match certificate["serial"].as_str() {
+            Some(serial) => {
+                observed.serials.entry(identity).or_default().insert(serial.to_owned());
+            }
+            // The very first may be asked for before the controller knows of the pod.
+            None if !observed.serials.contains_key(&identity) => continue,
+            None => observed.invalid.push(certificate.to_string()),
         }
-        if certificate["lastError"].is_string() || certificate["failures"] != 0 {
+        if failed {
             observed.invalid.push(certificate.to_string());
         }
     }
