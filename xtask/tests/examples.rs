@@ -3,7 +3,8 @@
 use culvert_k8s_api::manifest::{Loaded, load_dir};
 
 fn example(name: &str) -> Loaded {
-    let loaded = load_dir(&culvert_xtask::root().join("examples").join(name)).unwrap();
+    let dir = culvert_xtask::root().join("examples").join(name);
+    let loaded = load_dir(&dir).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.errors, [], "examples/{name}");
     assert_eq!(loaded.notes, [], "examples/{name}: something in it is of no effect");
     loaded
