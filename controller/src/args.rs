@@ -21,7 +21,7 @@ pub struct Args {
     /// Directory with pods/ and services/, the status that whoever runs the pods writes.
     #[arg(long, value_name = "DIR")]
     pub status: Option<PathBuf>,
-    /// Directory with <NODE>/redirection/*.json, which each node's agent writes.
+    /// Directory with NODE/redirection/*.json, which each node's agent writes.
     #[arg(long, value_name = "DIR")]
     pub redirection: Option<PathBuf>,
     /// JSON object: node to the hex SHA-256 of its token.
