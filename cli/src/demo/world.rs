@@ -59,6 +59,8 @@ impl World {
             String::from_utf8_lossy(&output.stderr)
         );
         world.up = true;
+        // Ready pods become endpoints at every proxy a moment later.
+        world.settle()?;
         Ok(world)
     }
 

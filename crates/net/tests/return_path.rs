@@ -128,3 +128,31 @@ async fn many_plaintext_connections_of_one_client() {
         exchange(upstream, served).await;
     }
 }
+
+/// A pod that leaves the mesh: nothing is redirected any more, and what its proxy still delivers is answered.
+#[tokio::test]
+async fn leaving_redirects_nothing_and_keeps_the_way_back() {
+    let world = World::new();
+    install(&world.pod, &config()).unwrap();
+    install(&world.pod, &config().return_path_only()).unwrap();
+    let _proxy = listen_any(&world.pod, 15006, Some(PROXY_MARK));
+    for (client_ip, pod_ip) in CLIENT.into_iter().zip(POD) {
+        let target = addr(pod_ip, 8080);
+        let app = listen(&world.pod, target);
+        let mut client = dial(&world.client, target, None).await.unwrap();
+        let (mut direct, _) = within(app.accept()).await.unwrap();
+        exchange(&mut client, &mut direct).await;
+
+        let options =
+            DialOptions { mark: Some(PROXY_MARK), source: Some(addr(client_ip, 0)), ..Default::default() };
+        let mut upstream = connect(&world.pod, target, &options, SOON).await.unwrap();
+        let (mut served, seen) = within(app.accept()).await.unwrap();
+        assert_eq!(seen.ip(), addr(client_ip, 0).ip());
+        exchange(&mut upstream, &mut served).await;
+        // Outbound goes where it was sent, not to the proxy.
+        let outside = listen(&world.client, addr(client_ip, 9090));
+        let mut out = dial(&world.pod, addr(client_ip, 9090), None).await.unwrap();
+        let (mut reached, _) = within(outside.accept()).await.unwrap();
+        exchange(&mut out, &mut reached).await;
+    }
+}

@@ -143,7 +143,7 @@ impl Enroller {
             tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed");
         }
         if let (true, Some(netns)) = (alive, self.namespaces.get(&pod.uid))
-            && let Err(error) = redirect::remove(netns)
+            && let Err(error) = redirect::install(netns, &pod.rules.return_path_only())
         {
             tracing::warn!(pod = %name(pod), %error, "rules cannot be removed; trying again");
             return;
@@ -170,7 +170,11 @@ impl Enroller {
 
     async fn forget(&mut self, uid: &str) {
         self.zds.del(uid).await;
-        self.namespaces.remove(uid);
+        let Some(netns) = self.namespaces.remove(uid) else { return };
+        if let Err(error) = redirect::remove(&netns) {
+            // Nothing is redirected any more; a dead pod's namespace takes the rest with it.
+            tracing::debug!(uid, %error, "rules that remain cannot be removed");
+        }
     }
 
     fn namespace(&mut self, pod: &Desired) -> anyhow::Result<Arc<NetNs>> {

@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::NetNs;
 use crate::nft::{Batch, NftError, read_table};
@@ -94,6 +94,16 @@ impl Default for RedirectConfig {
             exclude_inbound_ports: BTreeSet::new(),
             bypass_inbound: false,
         }
+    }
+}
+
+impl RedirectConfig {
+    /// The same without redirecting anything: for a running pod that leaves the mesh, whose proxy still delivers what peers
+    /// send until they have heard of it, and needs the way back for it.
+    #[must_use]
+    pub fn return_path_only(&self) -> Self {
+        let everywhere = [Ipv4Net::default().into(), Ipv6Net::default().into()];
+        Self { dns_port: None, bypass_inbound: true, exclude_outbound: everywhere.to_vec(), ..self.clone() }
     }
 }
 
