@@ -1,7 +1,7 @@
 //! A directory of manifests: read within bounds, every error with its file, line and field, and the last good content
 //! of each file kept in force.
 //!
-//! [`load_dir`] is for whoever reads once. Who keeps watching holds a [`LastGood`] and applies a [`scan`] to it whenever
+//! [`load_dir`] is for whoever reads once. Who keeps watching holds a [`LastGood`] and applies a [`scan()`] to it whenever
 //! something may have changed.
 
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ pub struct Loaded {
 /// Reads a directory once.
 ///
 /// # Errors
-/// If the directory cannot be read, or holds more than the bounds of [`scan`]. A bad file is no such error: see
+/// If the directory cannot be read, or holds more than the bounds of [`scan()`]. A bad file is no such error: see
 /// [`Loaded::errors`].
 pub fn load_dir(dir: &Path) -> Result<Loaded, DirError> {
     let mut state = LastGood::default();
