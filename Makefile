@@ -44,7 +44,7 @@ test-all: test advisories ## `make test`, and what does not fit into its time: i
 lint: setup-build setup-deny ## Formatting, clippy, documentation, layers, sizes, book, dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 	cargo run --locked --quiet -p culvert-xtask -- all
 	cargo deny --locked check bans licenses sources
 
