@@ -78,25 +78,31 @@ fn logged(world: &World, reason: &str, word: &str) -> Result<()> {
 }
 
 fn authorization(world: &World, checks: &mut Checks) {
-    checks.check("a DENY written to disk cuts a live connection within a second, with the reason in the log", || {
-        cut_by(world, CLIENT, || world.write("deny.yaml", DENY))?;
-        logged(world, "authorization_policy_late", "no-client")
-    });
+    checks.check(
+        "a DENY written to disk cuts a live connection within a second, with the reason in the log",
+        || {
+            cut_by(world, CLIENT, || world.write("deny.yaml", DENY))?;
+            logged(world, "authorization_policy_late", "no-client")
+        },
+    );
     checks.check("new connections are refused, with the reason in the log", || {
         ensure!(!reaches(world, CLIENT)?, "it was let in");
         logged(world, "authorization_policy", "no-client")
     });
-    checks.check("a bad edit is refused with file, line and reason, and what was good stays in force", || {
-        world.write("deny.yaml", &DENY.replace("action: DENY", "action: DENI"))?;
-        let log = world.state_dir().join("controller/controller.log");
-        wait_for("the controller's word", PATIENCE, || {
-            let text = std::fs::read_to_string(&log)?;
-            let told = text.lines().any(|line| line.contains("deny.yaml") && line.contains("DENI"));
-            Ok(told.then_some(()))
-        })?;
-        ensure!(!reaches(world, CLIENT)?, "the policy that was good is gone");
-        Ok(())
-    });
+    checks.check(
+        "a bad edit is refused with file, line and reason, and what was good stays in force",
+        || {
+            world.write("deny.yaml", &DENY.replace("action: DENY", "action: DENI"))?;
+            let log = world.state_dir().join("controller/controller.log");
+            wait_for("the controller's word", PATIENCE, || {
+                let text = std::fs::read_to_string(&log)?;
+                let told = text.lines().any(|line| line.contains("deny.yaml") && line.contains("DENI"));
+                Ok(told.then_some(()))
+            })?;
+            ensure!(!reaches(world, CLIENT)?, "the policy that was good is gone");
+            Ok(())
+        },
+    );
     checks.check("removing the policy lets connections in again", || {
         world.remove("deny.yaml")?;
         becomes(world, CLIENT, true)
@@ -121,9 +127,8 @@ fn mutual_tls(world: &World, checks: &mut Checks) {
 /// Whether the pod is captured: its port 15008 answers.
 fn hbone(world: &World) -> Result<bool> {
     let to = SocketAddr::new(world.address(SERVER, Family::V4)?, 15008);
-    let dialled = world
-        .pod_netns(OUTSIDER)?
-        .run_with(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)))?;
+    let dialled =
+        world.pod_netns(OUTSIDER)?.run_with(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)))?;
     Ok(dialled.is_ok())
 }
 

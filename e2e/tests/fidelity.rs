@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 const DIRECT: Side = Side { client: Pod("plain", "client"), server: Pod("plain", "server") };
 /// In it.
 const MESH: Side = Side { client: Pod("mesh", "client"), server: Pod("mesh", "server") };
+/// In it, client and server on one node.
+const NEAR: Side = Side { client: Pod("mesh", "client"), server: Pod("mesh", "near") };
 /// More than all the buffers on the way, so that a writer must block.
 const SLOW_BYTES: u64 = 256 * 1024 * 1024;
 /// All that may be under way to somebody who does not read: the kernel's buffers of three connections at about 10 MiB
@@ -72,12 +74,7 @@ impl Talk {
 }
 
 /// The same both ways, and as `holds` says.
-fn compare(
-    world: &World,
-    talk: &Talk,
-    family: Family,
-    holds: impl Fn(&Value) -> Result<()>,
-) -> Result<()> {
+fn compare(world: &World, talk: &Talk, family: Family, holds: impl Fn(&Value) -> Result<()>) -> Result<()> {
     let direct = talk.had(world, DIRECT, family).context("direct")?;
     holds(&direct).with_context(|| format!("direct: {direct}"))?;
     let mesh = talk.had(world, MESH, family).context("mesh")?;
@@ -112,9 +109,8 @@ fn both_arrived(seen: &Value) -> Result<()> {
 
 fn half_closes(world: &World, family: Family, checks: &mut Checks) {
     for verb in ["half-close-client", "half-close-server"] {
-        checks.check(&format!("{family:?} {verb}"), || {
-            compare(world, &Talk::new(verb), family, both_arrived)
-        });
+        checks
+            .check(&format!("{family:?} {verb}"), || compare(world, &Talk::new(verb), family, both_arrived));
     }
 }
 
@@ -126,6 +122,8 @@ fn resets(world: &World, family: Family, checks: &mut Checks) {
         ("reset-by-server", "/client/end"),
         ("reset-by-server-upload", "/client/write"),
         ("reset-by-server-download", "/client/end"),
+        ("reset-after-fin", "/client/end"),
+        ("fin-then-reset", "/server/end"),
     ];
     for (verb, where_seen) in cases {
         // The client's conversation decides by its verb what it asks the server for.
@@ -133,6 +131,9 @@ fn resets(world: &World, family: Family, checks: &mut Checks) {
             compare(world, &Talk::new(verb), family, |seen| is(seen, where_seen, "ECONNRESET"))
         });
     }
+    checks.check(&format!("{family:?} a client that has left for good is noticed by a writer"), || {
+        compare(world, &Talk::new("leave"), family, |seen| is(seen, "/server/write", "EPIPE"))
+    });
     checks.check(&format!("{family:?} reset right after the accept"), || {
         let talk = Talk::new("first-byte").port(RESET_PORT).untold();
         let seen = talk.had(world, MESH, family)?;
@@ -235,6 +236,28 @@ fn by_service(world: &World, family: Family, checks: &mut Checks) {
     });
 }
 
+/// Between two pods of one node nothing leaves the machine, and still nothing may differ.
+fn on_one_node(world: &World, checks: &mut Checks) {
+    let verbs = ["half-close-client", "half-close-server", "reset-by-client", "reset-by-server"];
+    for verb in
+        verbs.into_iter().chain(["reset-by-server-upload", "reset-after-fin", "fin-then-reset", "leave"])
+    {
+        checks.check(&format!("on one node: {verb}"), || {
+            let mut seen = Vec::new();
+            for side in [DIRECT, NEAR] {
+                let target = SocketAddr::new(world.address(side.server, Family::V4)?, COMMAND_PORT);
+                seen.push(Talk::new(verb).had_with(world, side, target, &format!("near-{verb}"))?);
+            }
+            ensure!(seen[0] == seen[1], "\n    direct {}\n    mesh   {}", seen[0], seen[1]);
+            Ok(())
+        });
+    }
+    checks.check("on one node: a port that refuses", || {
+        let target = SocketAddr::new(world.address(NEAR.server, Family::V4)?, NOBODY_PORT);
+        refused(&Talk::new("first-byte").untold().had_with(world, NEAR, target, "near")?)
+    });
+}
+
 /// That the mesh conversations went through the tunnel, or the comparison says nothing.
 fn through_the_tunnel(world: &World) -> Result<()> {
     let mut tunnelled = 0;
@@ -264,14 +287,16 @@ fn tcp_through_the_tunnel_is_tcp() {
         .namespace("mesh", true)
         .namespace("plain", false);
     for side in [MESH, DIRECT] {
-        builder = builder
-            .client(side.client, "node-a")
-            .server(side.server, "node-b", 0)
-            .service(side.server.0, "server", "server");
+        builder = builder.client(side.client, "node-a").server(side.server, "node-b", 0).service(
+            side.server.0,
+            "server",
+            "server",
+        );
     }
     let refusing = "apiVersion: v1\nkind: Service\nmetadata: {name: refusing, namespace: mesh}\nspec:\n  \
                     selector: {app: server}\n  ipFamilyPolicy: PreferDualStack\n  ports: [{port: 9000, targetPort: 9004}]\n";
-    let world = builder.manifest("refusing.yaml", refusing).start().expect("a world");
+    let builder = builder.server(NEAR.server, "node-a", 0).manifest("refusing.yaml", refusing);
+    let world = builder.start().expect("a world");
     let mut checks = Checks::default();
     for family in [Family::V4, Family::V6] {
         half_closes(&world, family, &mut checks);
@@ -288,6 +313,7 @@ fn tcp_through_the_tunnel_is_tcp() {
             })
         });
     }
+    on_one_node(&world, &mut checks);
     checks.check("all of it went through the tunnel", || through_the_tunnel(&world));
     checks.finish();
 }

@@ -107,51 +107,68 @@ fn controller(world: &World, checks: &mut Checks) {
         ensure!(stayed["end"] == "limit", "the connection that was open all the time: {stayed}");
         Ok(())
     });
-    checks.check("policy stays in force while the controller is down, and an edit counts when it is back", || {
-        ensure!(reaches(world, STRANGER)?, "the stranger is refused before there is a policy");
-        world.write("deny-client.yaml", &deny("no-client", "client"))?;
-        wait_for("the first policy", PATIENCE, || Ok((!reaches(world, CLIENT)?).then_some(())))?;
-        let old = kill_now(world, "controller", None)?;
-        world.write("deny-stranger.yaml", &deny("no-stranger", "stranger"))?;
-        world.remove("deny-client.yaml")?;
-        let refused = !reaches(world, CLIENT)?;
-        let still_down = !world.ready("controller", None)?;
-        ensure!(still_down, "the controller was back too soon to tell");
-        ensure!(refused, "the policy was forgotten while the controller was down");
-        back(world, "controller", None, old)?;
-        wait_for("the second policy", PATIENCE, || Ok((!reaches(world, STRANGER)?).then_some(())))?;
-        wait_for("the end of the first", PATIENCE, || Ok(reaches(world, CLIENT)?.then_some(())))?;
-        let refusal = |l: &Value| l["policy"].as_str().is_some_and(|p| p.contains("no-stranger"));
-        world.wait_for_access("node-b", refusal)?;
-        world.remove("deny-stranger.yaml")?;
-        wait_for("the end of the second", PATIENCE, || Ok(reaches(world, STRANGER)?.then_some(())))
-    });
+    checks.check(
+        "policy stays in force while the controller is down, and an edit counts when it is back",
+        || {
+            ensure!(reaches(world, STRANGER)?, "the stranger is refused before there is a policy");
+            world.write("deny-client.yaml", &deny("no-client", "client"))?;
+            wait_for("the first policy", PATIENCE, || Ok((!reaches(world, CLIENT)?).then_some(())))?;
+            // The supervisor's pause before a restart doubles each time: 2 s after the third, which is time to look around.
+            for _ in 0..2 {
+                let old = kill_now(world, "controller", None)?;
+                back(world, "controller", None, old)?;
+            }
+            let old = kill_now(world, "controller", None)?;
+            world.write("deny-stranger.yaml", &deny("no-stranger", "stranger"))?;
+            world.remove("deny-client.yaml")?;
+            let refused = !reaches(world, CLIENT)?;
+            let still_down = !world.ready("controller", None)?;
+            ensure!(still_down, "the controller was back too soon to tell");
+            ensure!(refused, "the policy was forgotten while the controller was down");
+            back(world, "controller", None, old)?;
+            wait_for("the second policy", PATIENCE, || Ok((!reaches(world, STRANGER)?).then_some(())))?;
+            wait_for("the end of the first", PATIENCE, || Ok(reaches(world, CLIENT)?.then_some(())))?;
+            let refusal = |l: &Value| l["policy"].as_str().is_some_and(|p| p.contains("no-stranger"));
+            world.wait_for_access("node-b", refusal)?;
+            world.remove("deny-stranger.yaml")?;
+            wait_for("the end of the second", PATIENCE, || Ok(reaches(world, STRANGER)?.then_some(())))
+        },
+    );
 }
 
 /// A successor starts, the predecessor drains: nobody who comes is refused, and nobody who finishes in time is cut.
 fn proxy_is_replaced(world: &World, node: &str, checks: &mut Checks) {
-    checks.check(&format!("proxy of {node} replaced under load: old connections drain, new ones are served"), || {
-        let old = world.pid("proxy", Some(node))?;
-        // Five seconds of answer, so over before the deadline, but not before the SIGTERM.
-        let long = open(world, "trickle", 50)?;
-        let endless = open(world, "stay", 60_000)?;
-        let load = load(world, 50, 14)?;
-        let asked = Instant::now();
-        world.restart("proxy", Some(node))?;
-        println!("          the successor was ready after {:.1} s", asked.elapsed().as_secs_f64());
-        ensure!(world.pid("proxy", Some(node))? != old, "it is the same process");
-        ensure!(Path::new(&format!("/proc/{old}")).exists(), "the old proxy did not wait for its connections");
+    checks.check(
+        &format!("proxy of {node} replaced under load: old connections drain, new ones are served"),
+        || {
+            let old = world.pid("proxy", Some(node))?;
+            // Five seconds of answer, so over before the deadline, but not before the SIGTERM.
+            let long = open(world, "trickle", 50)?;
+            let endless = open(world, "stay", 60_000)?;
+            let load = load(world, 50, 14)?;
+            let asked = Instant::now();
+            world.restart("proxy", Some(node))?;
+            println!("          the successor was ready after {:.1} s", asked.elapsed().as_secs_f64());
+            ensure!(world.pid("proxy", Some(node))? != old, "it is the same process");
+            ensure!(
+                Path::new(&format!("/proc/{old}")).exists(),
+                "the old proxy did not wait for its connections"
+            );
 
-        let drained = long.finish().context("the long answer")?;
-        // The first of fifty lines of "N\n" is read before the rest is counted.
-        ensure!(drained["end"] == "eof" && drained["received"]["bytes"] == 138, "the long answer: {drained}");
-        let cut = endless.finish().context("the endless conversation")?;
-        ensure!(cut["end"] == "ECONNRESET", "the endless conversation: {cut}");
-        let lasted = asked.elapsed();
-        ensure!(lasted < DRAIN + Duration::from_secs(4), "it lasted {lasted:?}");
-        none_failed(load)?;
-        gone(old)
-    });
+            let drained = long.finish().context("the long answer")?;
+            // The first of fifty lines of "N\n" is read before the rest is counted.
+            ensure!(
+                drained["end"] == "eof" && drained["received"]["bytes"] == 138,
+                "the long answer: {drained}"
+            );
+            let cut = endless.finish().context("the endless conversation")?;
+            ensure!(cut["end"] == "ECONNRESET", "the endless conversation: {cut}");
+            let lasted = asked.elapsed();
+            ensure!(lasted < DRAIN + Duration::from_secs(4), "it lasted {lasted:?}");
+            none_failed(load)?;
+            gone(old)
+        },
+    );
 }
 
 fn gone(pid: i32) -> Result<()> {

@@ -42,6 +42,9 @@ pub fn run(conversation: &Conversation) -> Value {
         "reset-by-server" => conversation.read_to_end("reset-by-server"),
         "reset-by-server-download" => conversation.read_to_end("reset-by-server-download"),
         "reset-by-server-upload" => conversation.write_to_end(),
+        "reset-after-fin" => conversation.reset_after_fin(),
+        "fin-then-reset" => conversation.fin_then_reset(),
+        "leave" => conversation.begin("leave").map(|_closed| json!({})),
         "bulk" => conversation.bulk(),
         "idle" => conversation.idle(),
         "server-first" => conversation.server_first(),
@@ -71,8 +74,7 @@ impl Conversation {
     fn half_close_client(&self) -> io::Result<Value> {
         let mut stream = self.begin("half-close-client")?;
         let mut sent = Seen::default();
-        let result =
-            Pattern::new(1).send(&mut stream, BEFORE, &mut sent).and_then(|()| half_close(&stream));
+        let result = Pattern::new(1).send(&mut stream, BEFORE, &mut sent).and_then(|()| half_close(&stream));
         let mut seen = Seen::default();
         let end = drain(&mut stream, u64::MAX, &mut seen);
         Ok(json!({"end": end, "received": seen.report(), "sent": sent.report(), "write": outcome(&result)}))
@@ -123,6 +125,23 @@ impl Conversation {
         let mut stream = self.begin("reset-by-server-upload")?;
         let result = Pattern::new(9).send(&mut stream, u64::MAX / 2, &mut Seen::default());
         Ok(json!({"write": outcome(&result)}))
+    }
+
+    fn reset_after_fin(&self) -> io::Result<Value> {
+        let mut stream = self.begin("reset-after-fin")?;
+        half_close(&stream)?;
+        let mut seen = Seen::default();
+        let end = drain(&mut stream, u64::MAX, &mut seen);
+        Ok(json!({"end": end, "received": seen.report()}))
+    }
+
+    /// The server has half-closed; the client answers by a reset.
+    fn fin_then_reset(&self) -> io::Result<Value> {
+        let mut stream = self.begin("fin-then-reset")?;
+        let mut seen = Seen::default();
+        let end = drain(&mut stream, u64::MAX, &mut seen);
+        wire::reset(stream);
+        Ok(json!({"end": end, "received": seen.report()}))
     }
 
     fn bulk(&self) -> io::Result<Value> {

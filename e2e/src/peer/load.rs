@@ -100,7 +100,8 @@ fn collect(outcomes: &Receiver<Done>) -> Value {
         }
     }
     took.sort_unstable();
-    let at = |part: usize| took.get(took.len() * part / 100).or(took.last()).map_or(0.0, Duration::as_secs_f64);
+    let at =
+        |part: usize| took.get(took.len() * part / 100).or(took.last()).map_or(0.0, Duration::as_secs_f64);
     let failed = failures.len();
     failures.truncate(TOLD);
     json!({"total": took.len(), "failed": failed, "failures": failures, "p50": at(50), "p99": at(99), "max": at(100)})

@@ -99,6 +99,9 @@ fn command(mut stream: TcpStream) {
         "reset-by-server" => report(&id, reset_by_server(stream, 0, 0)),
         "reset-by-server-upload" => report(&id, reset_by_server(stream, MIDDLE, 0)),
         "reset-by-server-download" => report(&id, reset_by_server(stream, 0, MIDDLE)),
+        "reset-after-fin" => report(&id, reset_after_fin(stream)),
+        "fin-then-reset" => report(&id, half_close_server(stream)),
+        "leave" => report(&id, left(stream)),
         "bulk" => report(&id, bulk(stream, number)),
         "slow-reader" => report(&id, slow_reader(stream, &id)),
         "slow-read" => report(&id, counted_source(stream, &id, number)),
@@ -191,6 +194,23 @@ fn reset_by_server(mut stream: TcpStream, read: u64, write: u64) -> Value {
     let result = Pattern::new(5).send(&mut stream, write, &mut Seen::default());
     wire::reset(stream);
     json!({"read": seen.bytes, "write": outcome(&result)})
+}
+
+/// The client has half-closed and gets an answer that is cut.
+fn reset_after_fin(mut stream: TcpStream) -> Value {
+    let mut seen = Seen::default();
+    let end = drain(&mut stream, u64::MAX, &mut seen);
+    let result = Pattern::new(5).send(&mut stream, PIECE, &mut Seen::default());
+    thread::sleep(Duration::from_millis(PAUSE_MS));
+    wire::reset(stream);
+    json!({"end": end, "received": seen.report(), "write": outcome(&result)})
+}
+
+/// The client has closed for good: somebody must say so to a writer.
+fn left(mut stream: TcpStream) -> Value {
+    let end = drain(&mut stream, u64::MAX, &mut Seen::default());
+    let result = Pattern::new(5).send(&mut stream, u64::MAX / 2, &mut Seen::default());
+    json!({"end": end, "write": outcome(&result)})
 }
 
 /// `bytes` each way at once.

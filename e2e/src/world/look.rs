@@ -86,7 +86,8 @@ impl World {
     /// If there is no such node.
     pub fn node_netns(&self, node: &str) -> Result<NetNs> {
         let status = self.status()?;
-        let found = find(&status["nodes"], |n| n["name"] == node).with_context(|| format!("no node {node}"))?;
+        let found =
+            find(&status["nodes"], |n| n["name"] == node).with_context(|| format!("no node {node}"))?;
         open(&found["netns"])
     }
 

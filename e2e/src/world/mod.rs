@@ -132,10 +132,8 @@ impl World {
     }
 
     fn keep_logs(&self) {
-        let kept = std::env::temp_dir().join(format!(
-            "culvert-failed-{}",
-            self.dir.file_name().unwrap_or_default().to_string_lossy()
-        ));
+        let kept = std::env::temp_dir()
+            .join(format!("culvert-failed-{}", self.dir.file_name().unwrap_or_default().to_string_lossy()));
         let state = self.state_dir();
         for name in ["nodes", "controller", "pods", "supervisor.log", "report.json"] {
             let _ = fs::create_dir_all(&kept);

@@ -127,7 +127,8 @@ fn attempt(world: &World, credentials: Option<Credentials>) -> Result<Attempt> {
 fn plain_http(world: &World) -> Result<()> {
     let (server, stream) = dial(world)?;
     let from = stream.local_addr()?;
-    let request = format!("CONNECT {server}:{COMMAND_PORT} HTTP/1.1\r\nhost: {server}:{COMMAND_PORT}\r\n\r\n");
+    let request =
+        format!("CONNECT {server}:{COMMAND_PORT} HTTP/1.1\r\nhost: {server}:{COMMAND_PORT}\r\n\r\n");
     let answer = block_on(async {
         let mut stream = tokio::net::TcpStream::from_std(stream)?;
         stream.write_all(request.as_bytes()).await?;
@@ -136,7 +137,12 @@ fn plain_http(world: &World) -> Result<()> {
         Ok::<_, std::io::Error>(answer)
     })??;
     ensure!(!answer.starts_with(b"HTTP"), "it was answered: {}", String::from_utf8_lossy(&answer));
-    refused(world, &Attempt { outcome: Outcome::Broken("an end".to_owned()), from }, "tls_handshake", "corrupt message")
+    refused(
+        world,
+        &Attempt { outcome: Outcome::Broken("an end".to_owned()), from },
+        "tls_handshake",
+        "corrupt message",
+    )
 }
 
 fn wrong_targets(world: &World) -> Result<()> {
@@ -187,9 +193,8 @@ fn expires(world: &World) -> Result<()> {
         ensure!(next(&mut receive).await? == "abcdefgh", "the open stream was cut");
         Ok(())
     })??;
-    let refused = |line: &serde_json::Value| {
-        line["src.addr"] == from.to_string() && line["reason"] == "peer_identity"
-    };
+    let refused =
+        |line: &serde_json::Value| line["src.addr"] == from.to_string() && line["reason"] == "peer_identity";
     let line = world.wait_for_access("node-b", refused)?;
     ensure!(line["error"].as_str().is_some_and(|text| text.contains("expired")), "{line}");
     Ok(())
