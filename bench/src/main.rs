@@ -4,6 +4,7 @@
 //! two namespaces.
 
 mod client;
+mod peer;
 mod protocol;
 mod run;
 mod server;
@@ -57,6 +58,9 @@ pub struct RunArgs {
     /// Times each pair is measured; the median is printed.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// A program of ambient's own node tunnel, measured beside ours in the same run: same controller, same agent, same pods.
+    #[arg(long, value_name = "PATH")]
+    peer_ztunnel: Option<PathBuf>,
     /// `table` or `json`.
     #[arg(short, long, default_value = "table")]
     output: String,

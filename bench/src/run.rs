@@ -1,4 +1,4 @@
-//! The whole comparison: each measurement direct and meshed in turn, several rounds, medians and ratios.
+//! The whole comparison: each measurement direct, meshed and, if there is a peer, through it, in turn; medians and ratios.
 
 use std::path::PathBuf;
 
@@ -8,17 +8,6 @@ use serde::Serialize;
 use crate::RunArgs;
 use crate::client::Outcome;
 use crate::world::{Route, World};
-
-/// One line of the table.
-#[derive(Debug, Serialize)]
-struct Row {
-    what: String,
-    unit: &'static str,
-    direct: f64,
-    mesh: f64,
-    /// Mesh over direct.
-    ratio: f64,
-}
 
 /// The measurements: a name, what to run, connections.
 const MEASUREMENTS: [(&str, &str, usize); 5] = [
@@ -31,81 +20,146 @@ const MEASUREMENTS: [(&str, &str, usize); 5] = [
 /// Connections held open for the memory figure.
 const IDLE: usize = 1000;
 
+/// A way from client to server that is measured.
+struct Column<'a> {
+    name: &'static str,
+    world: &'a World,
+    route: Route,
+}
+
+/// One line of the table: a value for each column.
+#[derive(Debug, Serialize)]
+struct Row {
+    what: String,
+    unit: &'static str,
+    values: Vec<(&'static str, f64)>,
+}
+
+/// Memory of the proxies of one world, bytes: idle, then with [`IDLE`] connections.
+#[derive(Debug, Serialize)]
+struct Memory {
+    column: &'static str,
+    node: String,
+    idle: u64,
+    loaded: u64,
+}
+
+/// What one measurement of one column gave.
+struct Sample {
+    outcome: Outcome,
+    /// Processor time of both proxies for each byte, request or connection, seconds.
+    cpu: f64,
+}
+
 /// Runs everything and prints it.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let culvert = match &args.culvert {
         Some(path) => path.clone(),
         None => beside("culvert")?,
     };
-    let world = World::start(culvert)?;
-    let idle = world.proxy_memory()?;
+    let ours = World::start(culvert.clone(), None)?;
+    let peer = match &args.peer_ztunnel {
+        Some(peer) => Some(World::start(culvert, Some(peer))?),
+        None => None,
+    };
+    let mut columns = vec![
+        Column { name: "direct", world: &ours, route: Route::Direct },
+        Column { name: "culvert", world: &ours, route: Route::Mesh },
+    ];
+    if let Some(peer) = &peer {
+        columns.push(Column { name: "peer", world: peer, route: Route::Mesh });
+    }
+    // Before any load: what an idle proxy holds.
+    let memory_idle: Vec<_> =
+        columns[1..].iter().map(|column| column.world.proxy_memory()).collect::<anyhow::Result<_>>()?;
     let mut rows = Vec::new();
     for (name, measure, connections) in MEASUREMENTS {
-        let (mut direct, mut mesh) = (Vec::new(), Vec::new());
-        // Turn about, so that a machine that slows down slows both.
+        let mut samples: Vec<Vec<Sample>> = columns.iter().map(|_| Vec::new()).collect();
+        // Turn about, so that a machine that slows down slows all.
         for _ in 0..args.rounds.max(1) {
-            direct.push(world.measure(Route::Direct, measure, connections, args.seconds)?);
-            mesh.push(world.measure(Route::Mesh, measure, connections, args.seconds)?);
+            for (column, samples) in columns.iter().zip(&mut samples) {
+                samples.push(sample(column, measure, connections, args.seconds)?);
+            }
         }
-        rows.extend(compare(name, measure, &direct, &mesh));
+        rows.extend(compare(name, measure, &columns, &samples));
     }
-    let mut open = world.idle(IDLE)?;
-    let loaded = world.proxy_memory()?;
-    drop(open.stdin.take());
-    open.wait()?;
-    print(args, &rows, &idle, &loaded)
+    let mut memory = Vec::new();
+    for (column, idle) in columns[1..].iter().zip(memory_idle) {
+        let mut open = column.world.idle(IDLE)?;
+        let loaded = column.world.proxy_memory()?;
+        drop(open.stdin.take());
+        open.wait()?;
+        memory.extend(idle.into_iter().zip(loaded).map(|((node, idle), (_, loaded))| Memory {
+            column: column.name,
+            node,
+            idle,
+            loaded,
+        }));
+    }
+    print(args, &columns, &rows, &memory)
 }
 
-fn compare(name: &str, measure: &str, direct: &[Outcome], mesh: &[Outcome]) -> Vec<Row> {
-    let row = |what: String, unit, scale: f64, value: fn(&Outcome) -> f64| {
-        let (direct, mesh) = (median(direct, value) * scale, median(mesh, value) * scale);
-        Row { what, unit, direct, mesh, ratio: mesh / direct }
+fn sample(column: &Column<'_>, measure: &str, connections: usize, seconds: u64) -> anyhow::Result<Sample> {
+    let before = column.world.proxy_cpu()?;
+    let outcome = column.world.measure(column.route, measure, connections, seconds)?;
+    let used = column.world.proxy_cpu()? - before;
+    Ok(Sample { cpu: used / (outcome.rate * seconds as f64), outcome })
+}
+
+fn compare(name: &str, measure: &str, columns: &[Column<'_>], samples: &[Vec<Sample>]) -> Vec<Row> {
+    let row = |what: String, unit, value: &dyn Fn(&Sample) -> f64| Row {
+        what,
+        unit,
+        values: columns.iter().zip(samples).map(|(c, samples)| (c.name, median(samples, value))).collect(),
     };
-    let rate = |unit, scale| row(name.to_owned(), unit, scale, |o| o.rate);
-    match measure {
-        "throughput" => vec![rate("MB/s", 1e-6)],
+    let mut rows = match measure {
+        "throughput" => vec![row(name.to_owned(), "MB/s", &|s| s.outcome.rate * 1e-6)],
         _ => vec![
-            rate("/s", 1.0),
-            row(format!("{name}, p50"), "us", 1.0, |o| o.p50_us),
-            row(format!("{name}, p99"), "us", 1.0, |o| o.p99_us),
+            row(name.to_owned(), "/s", &|s| s.outcome.rate),
+            row(format!("{name}, p50"), "us", &|s| s.outcome.p50_us),
+            row(format!("{name}, p99"), "us", &|s| s.outcome.p99_us),
         ],
-    }
+    };
+    rows.push(match measure {
+        "throughput" => row(format!("{name}, CPU of both proxies"), "s/GB", &|s| s.cpu * 1e9),
+        _ => row(format!("{name}, CPU of both proxies"), "us", &|s| s.cpu * 1e6),
+    });
+    rows
 }
 
-fn median(outcomes: &[Outcome], value: fn(&Outcome) -> f64) -> f64 {
-    let mut values: Vec<f64> = outcomes.iter().map(value).collect();
+fn median(samples: &[Sample], value: &dyn Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = samples.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-fn print(
-    args: &RunArgs,
-    rows: &[Row],
-    idle: &[(String, u64)],
-    loaded: &[(String, u64)],
-) -> anyhow::Result<()> {
+fn print(args: &RunArgs, columns: &[Column<'_>], rows: &[Row], memory: &[Memory]) -> anyhow::Result<()> {
     if args.output == "json" {
-        let value = serde_json::json!({"rows": rows, "memory_idle": idle, "memory_1000_connections": loaded});
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({"rows": rows, "memory": memory}))?);
         return Ok(());
     }
-    println!("{:<36} {:>5} {:>12} {:>12} {:>8}", "median of rounds", "", "direct", "mesh", "ratio");
+    print!("{:<48} {:>5}", format!("median of {} rounds", args.rounds), "");
+    columns.iter().for_each(|column| print!(" {:>10}", column.name));
+    print!(" {:>14}", "culvert/direct");
+    println!("{}", if columns.len() > 2 { "   culvert/peer" } else { "" });
     for row in rows {
-        println!(
-            "{:<36} {:>5} {:>12.1} {:>12.1} {:>7.2}x",
-            row.what, row.unit, row.direct, row.mesh, row.ratio
-        );
+        print!("{:<48} {:>5}", row.what, row.unit);
+        let values: Vec<f64> = row.values.iter().map(|(_, value)| *value).collect();
+        values.iter().for_each(|value| print!(" {value:>10.2}"));
+        let direct =
+            if row.what.contains("CPU") { String::new() } else { format!("{:.2}x", values[1] / values[0]) };
+        print!(" {direct:>14}");
+        println!("{}", values.get(2).map_or(String::new(), |peer| format!(" {:>13.2}x", values[1] / peer)));
     }
-    println!();
-    println!("{:<36} {:>12} {:>24}", "resident memory of the proxy", "idle", "with 1000 connections");
-    for ((node, before), (_, after)) in idle.iter().zip(loaded) {
-        let each = after.saturating_sub(*before) as f64 / IDLE as f64 / 1024.0;
-        println!(
-            "{:<36} {:>9.1} MB {:>21.1} MB  ({each:.1} KB a connection)",
-            node,
-            *before as f64 / 1e6,
-            *after as f64 / 1e6
-        );
+    println!(
+        "\n{:<48} {:>12} {:>22} {:>18}",
+        "resident memory of a proxy", "idle", "with 1000 connections", "a connection"
+    );
+    for m in memory {
+        let each = m.loaded.saturating_sub(m.idle) as f64 / IDLE as f64 / 1024.0;
+        let (name, idle, loaded) =
+            (format!("{}, {}", m.column, m.node), m.idle as f64 / 1e6, m.loaded as f64 / 1e6);
+        println!("{name:<48} {idle:>9.1} MB {loaded:>19.1} MB {each:>15.1} KB");
     }
     Ok(())
 }

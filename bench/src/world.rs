@@ -36,17 +36,27 @@ impl Route {
 }
 
 impl World {
-    /// Writes the manifests and starts everything.
-    pub fn start(culvert: PathBuf) -> anyhow::Result<Self> {
+    /// Writes the manifests and starts everything; with `peer`, its proxy instead of ours.
+    pub fn start(culvert: PathBuf, peer: Option<&Path>) -> anyhow::Result<Self> {
         let bench = std::env::current_exe()?;
-        let dir = std::env::temp_dir().join(format!("culvert-bench-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!(
+            "bench-{}{}",
+            std::process::id(),
+            if peer.is_some() { "-peer" } else { "" }
+        ));
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
         for path in [Route::Direct, Route::Mesh] {
             std::fs::write(manifests.join(format!("{}.yaml", path.namespace())), manifest(path, &bench))?;
         }
         let world = Self { culvert, bench, dir };
-        let up = world.command().args(["up", "--detach", "-f"]).arg(&manifests).status()?;
+        let mut up = world.command();
+        up.args(["up", "--detach", "-f"]).arg(&manifests).stdout(Stdio::null());
+        if let Some(peer) = peer {
+            let ours = world.culvert.parent().context("culvert has no directory")?;
+            up.arg("--bin-dir").arg(crate::peer::programs(&world.dir, ours, peer)?);
+        }
+        let up = up.status()?;
         ensure!(up.success(), "culvert up failed ({up}); its state is in {}", world.dir.display());
         Ok(world)
     }
@@ -89,17 +99,26 @@ impl World {
 
     /// Resident memory of each node's proxy, bytes.
     pub fn proxy_memory(&self) -> anyhow::Result<Vec<(String, u64)>> {
+        self.proxies()?.into_iter().map(|(node, pid)| Ok((node, resident(pid)?))).collect()
+    }
+
+    fn proxies(&self) -> anyhow::Result<Vec<(String, u64)>> {
         let status = self.status()?;
-        let mut memory = Vec::new();
-        for process in status["system"].as_array().context("status names no programs")? {
-            if process["role"] == "proxy" {
-                let pid = process["pid"].as_u64().context("a proxy without pid")?;
-                let name = process["node"].as_str().unwrap_or("?").to_owned();
-                memory.push((name, resident(pid)?));
-            }
-        }
-        ensure!(!memory.is_empty(), "status names no proxy");
-        Ok(memory)
+        let programs = status["system"].as_array().context("status names no programs")?;
+        let proxies: Vec<_> = programs.iter().filter(|program| program["role"] == "proxy").collect();
+        ensure!(!proxies.is_empty(), "status names no proxy");
+        proxies
+            .into_iter()
+            .map(|proxy| {
+                let pid = proxy["pid"].as_u64().context("a proxy without pid")?;
+                Ok((proxy["node"].as_str().unwrap_or("?").to_owned(), pid))
+            })
+            .collect()
+    }
+
+    /// Processor time that the proxies have used, seconds.
+    pub fn proxy_cpu(&self) -> anyhow::Result<f64> {
+        self.proxies()?.iter().map(|(_, pid)| processor_time(*pid)).sum()
     }
 
     fn target(&self, path: Route) -> anyhow::Result<String> {
@@ -133,7 +152,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = self.command().arg("down").status();
+        let _ = self.command().arg("down").stdout(Stdio::null()).status();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -172,4 +191,12 @@ fn resident(pid: u64) -> anyhow::Result<u64> {
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
     Ok(kib * 1024)
+}
+
+/// utime and stime of /proc/PID/stat, in seconds; the kernel counts in hundredths on every machine of today.
+fn processor_time(pid: u64) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no stat")?.1.split_whitespace().collect();
+    let ticks = |at: usize| -> anyhow::Result<f64> { Ok(fields.get(at).context("a short stat")?.parse()?) };
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
 }
