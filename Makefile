@@ -46,10 +46,10 @@ lint: setup-build setup-deny ## Formatting, clippy, documentation, layers, sizes
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 	cargo run --locked --quiet -p culvert-xtask -- all
-	cargo deny --locked check bans licenses sources
+	cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
 advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the RustSec database from its git host)
-	cargo deny --locked check advisories
+	cargo deny --locked check --hide-inclusion-graph advisories
 
 unit: setup-test ## Tests in memory and of single crates (some make network namespaces)
 	$(AS_ROOT) scripts/tier unit cargo test --locked --workspace --exclude culvert-e2e
