@@ -1,14 +1,15 @@
 //! May this connection reach this workload? One decision, from one snapshot (Z58-Z64).
 //!
-//! [`authorize`] and [`explain`] are the same walk; the second writes down each step. Two things differ from what Istio's
-//! tunnel does, both towards refusing: a policy that the workload names but that is not known denies (there it is skipped,
-//! Z64), and so does one that could not be understood. One differs towards what people mean: a principal may be written with
+//! [`authorize`] and [`explain`] are the same walk; the second writes down each step. Three things differ from what Istio's
+//! tunnel does, all towards refusing: a policy that the workload names but that is not known denies (there it is skipped,
+//! Z64), so does one that could not be understood, and a workload bound to a waypoint accepts nobody else (Z52). One differs towards what people mean: a principal may be written with
 //! `spiffe://` (there such a pattern never matches, Z61, U22).
 
 use std::net::SocketAddr;
 
 use serde::Serialize;
 
+mod bound;
 mod matching;
 
 use crate::Str;
@@ -122,6 +123,11 @@ pub enum Step {
         /// Whether it matched.
         matched: bool,
     },
+    /// The workload is bound to a waypoint, which the peer is not: denied.
+    PastWaypoint {
+        /// For people.
+        detail: String,
+    },
     /// No enforced ALLOW policy applies: allowed.
     NoAllowPolicy,
     /// There are enforced ALLOW policies and none matched: denied.
@@ -157,17 +163,18 @@ impl Permit {
     }
 }
 
-/// Judges a connection to `destination` by every policy that applies to it (Z63):
+/// Judges a connection to `destination` by the way it came and by every policy that applies (Z63):
 ///
-/// 1. a named policy that is not known, or one in scope that was not understood: denied;
-/// 2. any DENY policy matches: denied;
-/// 3. no ALLOW policy applies: allowed;
-/// 4. any ALLOW policy matches: allowed, otherwise denied.
+/// 1. it is bound to a waypoint, and the peer is none of that: denied;
+/// 2. a named policy that is not known, or one in scope that was not understood: denied;
+/// 3. any DENY policy matches: denied;
+/// 4. no ALLOW policy applies: allowed;
+/// 5. any ALLOW policy matches: allowed, otherwise denied.
 ///
 /// Policies on trial decide nothing and are reported.
 ///
 /// # Errors
-/// [`Denial`] with [`Reason::PolicyUnavailable`] (1) or [`Reason::AuthorizationPolicy`].
+/// [`Denial`] with [`Reason::WaypointRequired`] (1), [`Reason::PolicyUnavailable`] (2) or [`Reason::AuthorizationPolicy`].
 pub fn authorize(
     snapshot: &Snapshot,
     destination: &Workload,
@@ -210,6 +217,7 @@ struct Judge<'a, T> {
 
 impl<'a, T: Trace> Judge<'a, T> {
     fn verdict(&mut self) -> Result<Permit, Denial> {
+        self.came_through_waypoint()?;
         self.all_understood()?;
         let mut dry_run = Vec::new();
         for policy in self.policies(Action::Deny, true) {
@@ -249,6 +257,14 @@ impl<'a, T: Trace> Judge<'a, T> {
                 Err(Denial { reason: Reason::AuthorizationPolicy, policy: None, detail, dry_run })
             }
         }
+    }
+
+    fn came_through_waypoint(&mut self) -> Result<(), Denial> {
+        let Some(detail) = bound::refusal(self.snapshot, self.destination, self.facts.identity) else {
+            return Ok(());
+        };
+        self.trace.record(|| Step::PastWaypoint { detail: detail.clone() });
+        Err(Denial { reason: Reason::WaypointRequired, policy: None, detail, dry_run: Vec::new() })
     }
 
     fn all_understood(&mut self) -> Result<(), Denial> {

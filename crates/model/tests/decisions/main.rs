@@ -4,6 +4,7 @@
 
 mod authorize;
 mod balance;
+mod bound;
 mod dns;
 mod resolve;
 mod snapshot;
