@@ -17,3 +17,6 @@ pub mod outbound;
 pub mod pods;
 pub mod state;
 pub mod tls;
+
+#[cfg(test)]
+mod world;

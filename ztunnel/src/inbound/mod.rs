@@ -4,7 +4,9 @@ mod accept;
 mod authorize;
 mod deliver;
 mod plaintext;
+mod proxy_protocol;
 mod rejudge;
+mod target;
 
 pub use accept::serve as serve_hbone;
 pub use plaintext::serve as serve_plaintext;

@@ -73,7 +73,7 @@ async fn open(
     tracked.flow.mark(Phase::Resolve);
     let permit = authorize::decide(pod, &workload, None, from, target, &mut tracked.flow)?;
     tracked.flow.mark(Phase::Authorize);
-    let upstream = deliver::dial(pod, from, target, permit).await?;
+    let upstream = deliver::dial(pod, Some(from), target, permit).await?;
     tracked.flow.mark(Phase::Connect);
     Ok(upstream)
 }
