@@ -44,7 +44,8 @@ pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, f
         Ok::<_, std::io::Error>((TcpStream::from_std(stream)?, local))
     })();
     let Ok((stream, local)) = prepared else { return };
-    match handshake(&pod, stream, from, local).await {
+    // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
+    match Box::pin(handshake(&pod, stream, from, local)).await {
         Ok((connection, peer)) => streams(&pod, connection, Arc::new(peer)).await,
         Err(failure) => {
             let mut flow = Flow::new(Direction::Inbound, from, local);

@@ -39,7 +39,9 @@ pub async fn serve(pod: Arc<Pod>, peer: Arc<Peer>, mut incoming: Incoming) {
     flow.trace = headers::trace_id(&incoming.headers);
     let mut tracked = pod.shared.observer.begin(flow);
     let asked = asked(&incoming);
-    let opened = match unless_abandoned(open(&pod, &peer, asked, &mut tracked), incoming.abandoned()).await {
+    // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
+    let opening = Box::pin(open(&pod, &peer, asked, &mut tracked));
+    let opened = match unless_abandoned(opening, incoming.abandoned()).await {
         Ok(opened) => opened,
         Err(gone) => return tracked.finish(End::Failed(gone)),
     };

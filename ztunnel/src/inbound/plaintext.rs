@@ -33,7 +33,8 @@ pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, f
     let mut flow = Flow::new(Direction::Inbound, from, target);
     flow.mark(Phase::Accept);
     let mut tracked = pod.shared.observer.begin(flow);
-    match open(&pod, from, target, &mut tracked).await {
+    // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
+    match Box::pin(open(&pod, from, target, &mut tracked)).await {
         Ok(upstream) => {
             tracked.flow.mark(Phase::Open);
             let live = tracked.opened();

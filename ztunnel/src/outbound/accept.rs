@@ -33,7 +33,8 @@ pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, cl
     let destination = original_destination(&stream).map(canonical).unwrap_or(own);
     let mut tracked = pod.shared.observer.begin(Flow::new(Direction::Outbound, client, destination));
     tracked.flow.mark(Phase::Accept);
-    match open(&pod, worker, destination, &mut tracked).await {
+    // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
+    match Box::pin(open(&pod, worker, destination, &mut tracked)).await {
         Ok(hop) => forward::run(&pod, stream, hop, tracked).await,
         Err(failure) => {
             // The client must not take this for an empty answer: a reset before any byte, never a clean end.
