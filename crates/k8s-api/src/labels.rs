@@ -22,6 +22,13 @@ pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
 /// Annotation of a pod: interfaces whose TCP is redirected (C13).
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+/// Annotation of a pod, ours (C14): ports, joined by commas, that the pod reaches without the mesh.
+pub const EXCLUDE_OUTBOUND_PORTS: &str = "culvert.dev/exclude-outbound-ports";
+/// Annotation of a pod, ours (C14): networks in CIDR notation, joined by commas, that the pod reaches without the mesh.
+pub const EXCLUDE_OUTBOUND_CIDRS: &str = "culvert.dev/exclude-outbound-cidrs";
+/// Annotation of a pod, ours (C14): ports of the pod, joined by commas, at which plaintext goes straight to the application: no
+/// policy judges it, not even STRICT.
+pub const EXCLUDE_INBOUND_PORTS: &str = "culvert.dev/exclude-inbound-ports";
 /// Annotation that a sidecar injector writes; such a pod never joins (C04).
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 

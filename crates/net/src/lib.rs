@@ -9,10 +9,13 @@
 //! | [`socket`] | listeners, transparent dials, original destination, TCP options |
 //! | [`nft`] | nf_tables transactions over netlink |
 //! | [`redirect`] | the rules and routes of an enrolled pod |
+//! | [`link`], [`hold`] | a pod's interface on the node's side, and stopping its traffic there |
 //! | [`capture`] | counting packets on an interface, for proofs about the wire |
 //! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
 
 pub mod capture;
+pub mod hold;
+pub mod link;
 mod netlink;
 pub mod netns;
 pub mod nft;

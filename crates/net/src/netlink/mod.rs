@@ -193,17 +193,25 @@ impl NetlinkSocket {
     }
 
     /// Sends one request and waits for its acknowledgement.
-    pub(crate) fn request(&mut self, mut message: Message) -> io::Result<()> {
+    pub(crate) fn request(&mut self, message: Message) -> io::Result<()> {
+        self.ask(message).map(drop)
+    }
+
+    /// Sends one request; what the kernel answers before the acknowledgement.
+    pub(crate) fn ask(&mut self, mut message: Message) -> io::Result<Answers> {
         message.flags |= ACK;
         let seq = self.sequence(1);
         let mut out = Vec::new();
         message.write(seq, &mut out);
         self.send(&out)?;
+        let mut answers = Vec::new();
         loop {
             let data = self.recv()?;
-            let mut ours = messages(&data).filter(|m| m.seq == seq);
-            if let Some(outcome) = ours.find_map(|m| m.outcome()) {
-                return Ok(outcome?);
+            for m in messages(&data).filter(|m| m.seq == seq) {
+                match m.outcome() {
+                    Some(outcome) => return Ok(outcome.map(|()| answers)?),
+                    None => answers.push((m.kind, m.payload.to_vec())),
+                }
             }
         }
     }

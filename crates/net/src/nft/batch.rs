@@ -89,9 +89,7 @@ impl Batch {
         self.name(&chain.name);
         self.push(format!("add chain {table} {}", chain.name), code::NEW_CHAIN, CREATE, |a| {
             a.put_str(code::CHAIN_TABLE, table).put_str(code::CHAIN_NAME, &chain.name);
-            if let Some(hook) = chain.hook {
-                put_hook(a, hook);
-            }
+            put_hook(a, chain);
         })
     }
 

@@ -33,6 +33,7 @@ pub(crate) const CHAIN_POLICY: u16 = 5;
 pub(crate) const CHAIN_TYPE: u16 = 7;
 pub(crate) const HOOK_NUM: u16 = 1;
 pub(crate) const HOOK_PRIORITY: u16 = 2;
+pub(crate) const HOOK_DEV: u16 = 3;
 
 pub(crate) const RULE_TABLE: u16 = 1;
 pub(crate) const RULE_CHAIN: u16 = 2;

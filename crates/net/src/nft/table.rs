@@ -34,6 +34,8 @@ pub enum HookPoint {
     Output = 3,
     /// Every packet that leaves.
     Postrouting = 4,
+    /// Every packet that one interface takes in, before anything else looks at it, bridged or routed (kernel 5.10).
+    Ingress = 5,
 }
 
 /// What makes a chain a base chain.
@@ -56,19 +58,28 @@ pub struct Chain {
     pub name: String,
     /// Where it hangs, if it is a base chain.
     pub hook: Option<Hook>,
+    /// The interface it hangs on; only at [`HookPoint::Ingress`].
+    pub device: Option<String>,
 }
 
 impl Chain {
     /// A base chain that accepts what reaches its end.
     #[must_use]
     pub fn base(name: &str, kind: HookType, point: HookPoint, priority: i32) -> Self {
-        Self { name: name.to_owned(), hook: Some(Hook { kind, point, priority, drop: false }) }
+        Self { name: name.to_owned(), hook: Some(Hook { kind, point, priority, drop: false }), device: None }
+    }
+
+    /// A filter that sees everything an interface takes in, before connection tracking.
+    #[must_use]
+    pub fn ingress(name: &str, device: &str, priority: i32) -> Self {
+        let hook = Hook { kind: HookType::Filter, point: HookPoint::Ingress, priority, drop: false };
+        Self { name: name.to_owned(), hook: Some(hook), device: Some(device.to_owned()) }
     }
 
     /// A chain to jump to.
     #[must_use]
     pub fn regular(name: &str) -> Self {
-        Self { name: name.to_owned(), hook: None }
+        Self { name: name.to_owned(), hook: None, device: None }
     }
 }
 
@@ -139,7 +150,9 @@ fn successor(ip: IpAddr) -> Option<IpAddr> {
     }
 }
 
-pub(crate) fn put_hook(a: &mut Attrs, hook: Hook) {
+/// The hook of a base chain; nothing for a regular one.
+pub(crate) fn put_hook(a: &mut Attrs, chain: &Chain) {
+    let Some(hook) = chain.hook else { return };
     let kind = match hook.kind {
         HookType::Filter => "filter",
         HookType::Nat => "nat",
@@ -148,6 +161,9 @@ pub(crate) fn put_hook(a: &mut Attrs, hook: Hook) {
     a.nest(code::CHAIN_HOOK, |h| {
         h.put_be(code::HOOK_NUM, hook.point as u32)
             .put_be(code::HOOK_PRIORITY, hook.priority.cast_unsigned());
+        if let Some(device) = &chain.device {
+            h.put_str(code::HOOK_DEV, device);
+        }
     })
     .put_be(code::CHAIN_POLICY, u32::from(!hook.drop))
     .put_str(code::CHAIN_TYPE, kind);
@@ -157,9 +173,7 @@ pub(crate) fn put_hook(a: &mut Attrs, hook: Hook) {
 pub(crate) fn chain_shape(chain: &Chain) -> Attrs {
     let mut a = Attrs::default();
     a.put_str(code::CHAIN_NAME, &chain.name);
-    if let Some(hook) = chain.hook {
-        put_hook(&mut a, hook);
-    }
+    put_hook(&mut a, chain);
     a
 }
 

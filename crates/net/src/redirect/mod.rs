@@ -35,6 +35,9 @@ pub const RULE_PREFERENCE: u32 = 32764;
 /// Exclusions of one pod, addresses and ports together. Bounds the transaction and what a pod's annotation can cost.
 pub const MAX_EXCLUSIONS: usize = 1024;
 
+/// Whether connections may be tracked from the middle; a namespace is made with 1.
+const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
+
 /// A value under a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -124,6 +127,24 @@ pub enum RedirectError {
     TooManyExclusions(usize),
 }
 
+/// What becomes of connections that are older than a pod's redirection.
+///
+/// Connection tracking starts with the rules. By default it would take the next packet of an old connection for the start of a new
+/// one and redirect it: the connection breaks (U12). Told not to pick up connections half-way (`nf_conntrack_tcp_loose` of the
+/// pod's namespace), it leaves such packets untracked, and what is not tracked is not redirected.
+///
+/// The rules themselves redirect any first packet, not only a SYN. A rule for SYN alone would open a hole: a stray ACK would make
+/// a tracked connection that is not redirected, and a SYN with the same ports would then follow it past the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Established {
+    /// They go on as they are until they end, in plaintext and judged by no policy, also under STRICT. For a running pod that
+    /// joins.
+    Keep,
+    /// They break at their next packet. For a pod whose redirection was in force and was lost: what opened meanwhile went around the
+    /// mesh.
+    Cut,
+}
+
 /// Whether redirection holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -133,6 +154,23 @@ pub enum Verdict {
     Missing,
     /// Something differs, said in words.
     Altered(String),
+}
+
+/// Says what becomes of connections older than the rules; call it before [`install`]. Nothing else depends on it, so where the
+/// setting cannot be written (connection tracking is not loaded yet, `/proc/sys` is read-only) they are cut.
+///
+/// # Errors
+/// If the namespace cannot be entered, or an unexpected error of the write.
+pub fn set_established(ns: &NetNs, established: Established) -> io::Result<()> {
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let value = match established {
+        Established::Keep => "0",
+        Established::Cut => "1",
+    };
+    match ns.run(|| std::fs::write(TCP_LOOSE, value)) {
+        Err(error) if !matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Puts a pod's redirection in force, replacing what was there. Doing it again changes nothing.
@@ -187,7 +225,19 @@ pub fn remove(ns: &NetNs) -> Result<(), RedirectError> {
             .and_then(|()| routing.delete_local_default(family, ROUTE_TABLE))
             .map_err(RedirectError::Routes)?;
     }
-    Ok(())
+    set_established(ns, Established::Cut).map_err(RedirectError::Routes)
+}
+
+/// Whether a pod has rules of ours at all, whatever they say.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn is_installed(ns: &NetNs) -> Result<bool, RedirectError> {
+    match read_table(ns, TABLE, &[]) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(RedirectError::Read(error)),
+    }
 }
 
 /// Compares what is in force with what should be, down to each expression of each rule.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::RedirectConfig;
-use crate::nft::{Chain, Cmp, HookPoint, HookType, Rule, Set, SetKey};
+use crate::nft::{Chain, Cmp, HookPoint, HookType, Rule, Set, SetKey, Verdict};
 
 /// Before conntrack (-200), which is when a zone can still be chosen.
 const RAW: i32 = -300;
@@ -13,6 +13,9 @@ const RAW: i32 = -300;
 const MANGLE: i32 = -150;
 /// Where destination NAT happens, in prerouting and in output.
 const NAT: i32 = -100;
+
+/// After NAT, when it is settled by which interface a packet leaves.
+const FILTER: i32 = 0;
 
 const DNS: u16 = 53;
 /// Conntrack zone of the proxy's own DNS queries (C38).
@@ -32,7 +35,7 @@ pub(super) struct Program {
 }
 
 pub(super) fn program(config: &RedirectConfig) -> Program {
-    use HookPoint::{Output, Prerouting};
+    use HookPoint::{Output, Postrouting, Prerouting};
     let mut chains = vec![
         (Chain::base("mangle_prerouting", HookType::Filter, Prerouting, MANGLE), mangle_prerouting(config)),
         // Type route: a mark set here makes the kernel look for a route again, now by that mark.
@@ -40,6 +43,10 @@ pub(super) fn program(config: &RedirectConfig) -> Program {
         (Chain::base("nat_prerouting", HookType::Nat, Prerouting, NAT), nat_prerouting(config)),
         (Chain::base("nat_output", HookType::Nat, Output, NAT), nat_output(config)),
         (Chain::base("raw_output", HookType::Filter, Output, RAW), raw_output(config)),
+        (
+            Chain::base("filter_postrouting", HookType::Filter, Postrouting, FILTER),
+            filter_postrouting(config),
+        ),
     ];
     if config.dns_port.is_some() {
         chains
@@ -92,6 +99,18 @@ fn mangle_output(config: &RedirectConfig) -> Vec<Rule> {
         Rule::new("replies to the proxy's connections stay here")
             .ct_mark(Cmp::Eq, back.value, back.mask)
             .restore_mark(),
+    ]
+}
+
+/// What answers the proxy was received in a tunnel and must go back into one. Should its routing rule or route be taken away,
+/// the answer would leave in plaintext; it is lost instead until they are back.
+fn filter_postrouting(config: &RedirectConfig) -> Vec<Rule> {
+    let back = config.return_mark;
+    vec![
+        Rule::new("replies to the proxy's connections never leave")
+            .mark(Cmp::Eq, back.value, back.mask)
+            .oifname(Cmp::Ne, "lo")
+            .verdict(Verdict::Drop),
     ]
 }
 
