@@ -1,9 +1,15 @@
 //! The DNS proxy of each pod (Z76-Z84): names of the mesh are answered here, everything else goes to the cluster's DNS.
 //!
-//! `server` reads queries, `answer` decides what each means, `upstream` passes on what is not ours.
+//! `server` reads queries, `answer` decides what each means, `upstream` passes on what is not ours. `lookup` and `names` ask for
+//! the proxy itself, where a workload has a name instead of an address (Z42).
 
 mod answer;
+mod lookup;
+mod names;
 mod server;
 mod upstream;
 
+pub use lookup::ask;
+pub use names::{Answer, LookupError, Names};
 pub use server::{DnsServer, DnsSockets};
+pub use upstream::{Upstream, leads_back};

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_runtime::tasks::Tasks;
+use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::{Action, Asker, Transport, decide, server_failure};
-use super::upstream::Upstream;
+use super::upstream::{Upstream, leads_back};
 use crate::observe::Metrics;
 use crate::state::State;
 
-/// Queries of one pod under way at once: with 2 s an upstream that is 128 a second even when upstream is dead. What
+/// Queries of one pod under way at once: at 4.5 s a query that is 56 a second even when upstream is dead. What
 /// comes beyond is dropped, and the resolver asks again.
 const MAX_IN_FLIGHT: usize = 256;
 /// A TCP client that asks nothing for so long is closed.
@@ -152,7 +153,7 @@ impl DnsServer {
 
     async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         self.metrics.dns_requests.inc();
-        let action = {
+        let (action, circular) = {
             let snapshot = self.state.load();
             let client = snapshot.workload_by_uid(&self.client);
             let asker = Asker {
@@ -160,21 +161,34 @@ impl DnsServer {
                 client: client.map(AsRef::as_ref),
                 cluster_domain: &self.cluster_domain,
             };
-            decide(query, transport, &asker, &mut |bound| fastrand::u64(..bound.max(1)))
+            let action = decide(query, transport, &asker, &mut |bound| fastrand::u64(..bound.max(1)));
+            let circular: SmallVec<[SocketAddr; 2]> = match (&action, client) {
+                (Action::Forward, Some(client)) => {
+                    let servers = self.upstream.servers().iter().copied();
+                    servers.filter(|server| leads_back(&snapshot, client, *server)).collect()
+                }
+                _ => SmallVec::new(),
+            };
+            (action, circular)
         };
         match action {
             Action::Respond(bytes) => Some(bytes),
             Action::Ignore => None,
-            Action::Forward => {
-                self.metrics.dns_upstream_requests.inc();
-                match self.upstream.ask(query, transport).await {
-                    Ok(answer) => Some(answer),
-                    Err(error) => {
-                        self.metrics.dns_upstream_failures.inc();
-                        tracing::debug!(pod = %self.client, %error, "upstream DNS did not answer");
-                        server_failure(query)
-                    }
-                }
+            Action::Forward => self.forward(query, transport, &circular).await,
+        }
+    }
+
+    async fn forward(&self, query: &[u8], transport: Transport, circular: &[SocketAddr]) -> Option<Vec<u8>> {
+        self.metrics.dns_upstream_requests.inc();
+        let begun = Instant::now();
+        let asked = self.upstream.ask(query, transport, |server| circular.contains(&server)).await;
+        self.metrics.dns_upstream_duration.observe(begun.elapsed().as_secs_f64());
+        match asked {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                self.metrics.dns_upstream_failures.inc();
+                tracing::debug!(pod = %self.client, %error, "upstream DNS did not answer");
+                server_failure(query)
             }
         }
     }

@@ -4,55 +4,121 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use culvert_model::address::NetworkAddress;
+use culvert_model::snapshot::Snapshot;
+use culvert_model::workload::Workload;
 use culvert_net::netns::NetNs;
 use culvert_net::socket::{DialOptions, bind_udp, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::Transport;
-use crate::config::PROXY_MARK;
+use crate::config::{DNS_PORT, PROXY_MARK};
 
-/// One upstream's time: glibc gives a server 5 s in all, so two of ours fit.
-const PER_SERVER: Duration = Duration::from_secs(2);
-/// The largest datagram read back.
+/// Times of one query.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long one server may take.
+    pub server: Duration,
+    /// How long all of them may take together.
+    pub all: Duration,
+}
+
+/// glibc gives a server 5 s before it asks again; our answer, if only that nobody answered, is there before. Two servers
+/// get their 2 s, or one gets them twice.
+const PATIENCE: Patience = Patience { server: Duration::from_secs(2), all: Duration::from_millis(4500) };
+/// The largest datagram read back. What is longer is told to ask by TCP.
 const MAX_DATAGRAM: usize = 4096;
+/// Bytes of a message's header (RFC 1035 section 4.1.1).
+const HEADER: usize = 12;
 
 /// The servers that queries are passed on to, in order of preference.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     servers: Arc<[SocketAddr]>,
     netns: Arc<NetNs>,
+    patience: Patience,
+    /// Which server answered last: one that is dead costs its time once, not at every query.
+    preferred: Arc<AtomicUsize>,
+}
+
+/// Whether asking `server` on behalf of `client` would be asking the client, or this proxy, again: the cluster's own DNS may
+/// be part of the mesh, and what it forwards must not come back to it for ever.
+pub fn leads_back(snapshot: &Snapshot, client: &Workload, server: SocketAddr) -> bool {
+    let ip = server.ip().to_canonical();
+    if ip.is_loopback() || ip.is_unspecified() {
+        return server.port() == DNS_PORT;
+    }
+    let address = NetworkAddress { network: client.network.clone(), address: ip };
+    client.addresses.contains(&ip)
+        || snapshot
+            .service_by_address(&address, &client.namespace)
+            .is_some_and(|service| client.services.contains_key(&service.key))
 }
 
 impl Upstream {
     /// Asks `servers` from inside the pod's namespace, so that the pod's own network rules hold for its queries.
     pub fn new(servers: Arc<[SocketAddr]>, netns: Arc<NetNs>) -> Self {
-        Self { servers, netns }
+        Self { servers, netns, patience: PATIENCE, preferred: Arc::default() }
     }
 
-    /// The first server's answer, its id put back to the client's.
+    /// The servers, in order of preference.
+    pub fn servers(&self) -> &[SocketAddr] {
+        &self.servers
+    }
+
+    /// The first usable answer, its id put back to the client's. Servers for which `skip` holds are not asked. One that
+    /// fails or refuses (SERVFAIL, NOTIMP, REFUSED) is passed over for the next, and its answer is the answer if nobody has a
+    /// better one (Z82). One that was silent over UDP is asked once more, because datagrams get lost.
     ///
     /// # Errors
-    /// The last server's failure; `NotConnected` when none is configured.
-    pub async fn ask(&self, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
-        let mut last = io::Error::new(io::ErrorKind::NotConnected, "no upstream DNS server is configured");
-        for &server in self.servers.iter() {
-            let asked = match transport {
-                Transport::Udp => timeout(PER_SERVER, self.ask_udp(server, query)).await,
-                Transport::Tcp => timeout(PER_SERVER, self.ask_tcp(server, query)).await,
-            };
-            match asked {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => last = error,
-                Err(_) => {
-                    last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {server} in 2 s"))
+    /// The last server's failure; `NotConnected` when there is none to ask.
+    pub async fn ask(
+        &self,
+        query: &[u8],
+        transport: Transport,
+        skip: impl Fn(SocketAddr) -> bool,
+    ) -> io::Result<Vec<u8>> {
+        let end = Instant::now() + self.patience.all;
+        let mut last = io::Error::new(io::ErrorKind::NotConnected, "there is no upstream DNS server to ask");
+        let mut unwilling = None;
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut order: Vec<usize> =
+            (0..self.servers.len()).map(|n| (first + n) % self.servers.len()).collect();
+        order.retain(|index| !skip(self.servers[*index]));
+        let rounds = if transport == Transport::Udp { 2 } else { 1 };
+        for _ in 0..rounds {
+            let mut silent = Vec::new();
+            for index in order {
+                let server = self.servers[index];
+                let deadline = end.min(Instant::now() + self.patience.server);
+                let asked = match transport {
+                    Transport::Udp => timeout_at(deadline, self.ask_udp(server, query)).await,
+                    Transport::Tcp => timeout_at(deadline, self.ask_tcp(server, query)).await,
+                };
+                match asked {
+                    Ok(Ok(answer)) if unwilling_code(&answer) => {
+                        unwilling.get_or_insert(answer);
+                    }
+                    Ok(Ok(answer)) => {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Ok(answer);
+                    }
+                    Ok(Err(error)) => last = error,
+                    Err(_) => {
+                        silent.push(index);
+                        let detail = format!("no answer from {server} in time");
+                        last = io::Error::new(io::ErrorKind::TimedOut, detail);
+                    }
                 }
             }
+            order = silent;
         }
-        Err(last)
+        unwilling.ok_or(last)
     }
 
     async fn ask_udp(&self, server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
@@ -64,12 +130,16 @@ impl Upstream {
         socket.connect(server).await?;
         let (id, ours) = with_random_id(query)?;
         socket.send(&ours).await?;
-        let mut buffer = vec![0; MAX_DATAGRAM];
+        // One more than is read, so that what was cut off shows.
+        let mut buffer = vec![0; MAX_DATAGRAM + 1];
         loop {
             let length = socket.recv(&mut buffer).await?;
             if answers(&buffer[..length], &ours) {
                 buffer.truncate(length);
                 buffer[..2].copy_from_slice(&id);
+                if length > MAX_DATAGRAM {
+                    cut(&mut buffer);
+                }
                 return Ok(buffer);
             }
         }
@@ -77,7 +147,7 @@ impl Upstream {
 
     async fn ask_tcp(&self, server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
         let options = DialOptions { mark: Some(PROXY_MARK), nodelay: true, ..DialOptions::default() };
-        let mut stream = connect(&self.netns, server, &options, PER_SERVER)
+        let mut stream = connect(&self.netns, server, &options, self.patience.server)
             .await
             .map_err(|e| io::Error::other(e.to_string()))?;
         let (id, ours) = with_random_id(query)?;
@@ -111,13 +181,30 @@ fn with_random_id(query: &[u8]) -> io::Result<([u8; 2], Vec<u8>)> {
 
 /// The id matches, it is a response, and the question is the same bytes (RFC 5452 section 9.1).
 fn answers(response: &[u8], query: &[u8]) -> bool {
-    let Some(question) = query.get(12..).and_then(question_length).map(|n| &query[12..12 + n]) else {
+    let Some(question) = query.get(HEADER..).and_then(question_length).map(|n| &query[HEADER..HEADER + n])
+    else {
         return false;
     };
-    response.len() >= 12
+    response.len() >= HEADER
         && response[..2] == query[..2]
         && response[2] & 0x80 != 0
-        && response.get(12..12 + question.len()).is_some_and(|theirs| theirs.eq_ignore_ascii_case(question))
+        && response
+            .get(HEADER..HEADER + question.len())
+            .is_some_and(|theirs| theirs.eq_ignore_ascii_case(question))
+}
+
+/// The server says that it cannot or will not, which another one may.
+fn unwilling_code(response: &[u8]) -> bool {
+    // SERVFAIL, NOTIMP, REFUSED
+    response.get(3).is_some_and(|flags| matches!(flags & 0xf, 2 | 4 | 5))
+}
+
+/// Leaves header and question, and the bit that says there was more (RFC 2181 section 9): the client asks by TCP.
+fn cut(response: &mut Vec<u8>) {
+    let question = response.get(HEADER..).and_then(question_length).unwrap_or(0);
+    response.truncate(HEADER + question);
+    response[2] |= 0x02;
+    response[6..HEADER].fill(0);
 }
 
 /// Bytes of the first question: its name, type and class.
@@ -133,30 +220,5 @@ fn question_length(bytes: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0\0\x01\0\x01";
-
-    #[test]
-    fn an_answer_to_another_question_is_not_ours() {
-        let mut good = QUERY.to_vec();
-        good[2] |= 0x80;
-        assert!(answers(&good, QUERY));
-        assert!(!answers(QUERY, QUERY), "a query is no answer");
-        let mut other_id = good.clone();
-        other_id[0] ^= 1;
-        assert!(!answers(&other_id, QUERY));
-        let mut other_name = good.clone();
-        other_name[14] = b'x';
-        assert!(!answers(&other_name, QUERY));
-        assert!(!answers(&good[..20], QUERY));
-    }
-
-    #[test]
-    fn the_question_ends_where_it_ends() {
-        assert_eq!(question_length(&QUERY[12..]), Some(17));
-        assert_eq!(question_length(b"\x03ww"), None);
-        assert_eq!(question_length(b"\xc0\x0c\0\x01\0\x01"), None);
-    }
-}
+#[path = "upstream_tests.rs"]
+mod tests;
