@@ -49,6 +49,7 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
     let (trigger, watcher) = drain::channel();
     let shared = Arc::new(Shared {
         certificates: certificates(&config)?,
+        names: crate::dns::Names::default(),
         state: Arc::new(State::default()),
         observer: Observer { metrics, connections: Arc::new(Connections::default()) },
         readiness: readiness.clone(),

@@ -2,9 +2,12 @@
 
 use culvert_hbone::headers::{BAGGAGE, Baggage, FORWARDED, Forwarded, TRACEPARENT, Traceparent};
 use culvert_model::workload::{Workload, WorkloadType};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::observe::Flow;
+
+/// The network that a connection came from, told to the endpoint on the other one (Z19).
+pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 
 /// The headers of a CONNECT request; begins a trace and notes its id in the flow.
 pub fn request(flow: &mut Flow) -> HeaderMap {
@@ -22,6 +25,16 @@ pub fn request(flow: &mut Flow) -> HeaderMap {
     let trace = Traceparent::child_of(None, &mut fastrand::Rng::new());
     headers.insert(TRACEPARENT, trace.encode());
     flow.trace = Some(format!("{:032x}", trace.trace_id));
+    headers
+}
+
+/// The headers of the CONNECT inside a gateway's tunnel: the same, and the network that the client is on (Z19).
+pub fn inner(outer: &HeaderMap, network: &str) -> HeaderMap {
+    let mut headers = outer.clone();
+    // The default network has no name, and so nothing is said of it.
+    if let Some(value) = HeaderValue::from_str(network).ok().filter(|value| !value.is_empty()) {
+        headers.insert(X_FORWARDED_NETWORK, value);
+    }
     headers
 }
 

@@ -3,19 +3,19 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use culvert_model::Str;
 use culvert_model::outcome::Reason;
+use culvert_model::resolve::Resolved;
+use culvert_model::workload::Workload;
 use culvert_net::socket::{arm_reset, canonical, original_destination, tune_accepted};
-use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
-use super::connect::{self, Hop};
-use super::{forward, resolve};
+use super::connect::{self, Hop, HopError};
+use super::retry::{Attempt, Missed, until_open};
+use super::{forward, lookup, resolve};
 use crate::observe::flow::{End, Failure};
 use crate::observe::{Direction, Flow, Phase, Tracked};
 use crate::pods::{KEEPALIVE, Pod};
-
-/// Endpoints tried before the client is told: a connection must not wait for a whole service to time out.
-const MAX_ATTEMPTS: usize = 3;
 
 /// Serves one captured connection from accept to close.
 pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, client: SocketAddr) {
@@ -65,27 +65,61 @@ async fn open(
     })?;
     tracked.flow.source.identity = Some(pod.identity.clone());
     tracked.flow.source.workload = Some(source.clone());
-    let mut failed: SmallVec<[culvert_model::Str; MAX_ATTEMPTS]> = SmallVec::new();
-    let mut last = None;
-    while failed.len() < MAX_ATTEMPTS {
-        let resolved = match resolve::decide(pod, &source, destination, &failed, &mut tracked.flow) {
-            Ok(resolved) => resolved,
-            // Every endpoint there is has been tried: what the last one said is more than "there is none".
-            Err(failure) => return Err(last.unwrap_or(failure)),
+    until_open(&mut Opening { pod, worker, source, destination, flow: &mut tracked.flow }).await
+}
+
+/// A connection that is being opened.
+struct Opening<'a> {
+    pod: &'a Arc<Pod>,
+    worker: usize,
+    source: Arc<Workload>,
+    destination: SocketAddr,
+    flow: &'a mut Flow,
+}
+
+impl Attempt for Opening<'_> {
+    type Hop = Hop;
+
+    async fn attempt(&mut self, failed: &[Str]) -> Result<Hop, Missed> {
+        let decided = resolve::decide(self.pod, &self.source, self.destination, failed, self.flow)
+            .map_err(Missed::Undecided)?;
+        // From here on a failure is that of the workload chosen, if it was a service that chose it.
+        let endpoint = self.flow.destination.workload.as_ref().map(|w| w.uid.clone());
+        let endpoint = endpoint.filter(|_| self.flow.service.is_some());
+        let resolved = match decided {
+            Resolved::NeedsDns(needed) => {
+                lookup::address(self.pod, &self.source, self.destination, needed, self.flow)
+                    .await
+                    .map_err(|failure| missed(HopError::before_sending(failure), endpoint.as_ref()))?
+            }
+            decided => decided,
         };
-        tracked.flow.mark(Phase::Resolve);
-        let endpoint = tracked.flow.destination.workload.as_ref().map(|w| w.uid.clone());
-        match connect::open(pod, worker, &resolved, &mut tracked.flow).await {
-            Ok(hop) => return Ok(hop),
-            Err(error) => match endpoint {
-                Some(uid) if error.another_may_do && tracked.flow.service.is_some() => {
-                    tracing::debug!(pod = %pod.workload_uid, endpoint = %uid, failure = %error.failure, "trying another endpoint");
-                    failed.push(uid);
-                    last = Some(error.failure);
-                }
-                _ => return Err(error.failure),
-            },
-        }
+        self.flow.mark(Phase::Resolve);
+        connect::open(self.pod, self.worker, &resolved, self.flow)
+            .await
+            .map_err(|error| missed(error, endpoint.as_ref()))
     }
-    Err(last.unwrap_or_else(|| Failure::new(Reason::NoHealthyUpstream, "no endpoint was tried")))
+}
+
+fn missed(error: HopError, endpoint: Option<&Str>) -> Missed {
+    match endpoint {
+        Some(uid) if error.another_may_do => Missed::Endpoint { uid: uid.clone(), failure: error.failure },
+        _ => Missed::Last(error.failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Z45 differs: only what nobody can have acted on is tried elsewhere, and only where a service was asked for.
+    #[test]
+    fn what_may_be_tried_elsewhere() {
+        let failure = || Failure::new(Reason::ConnectionRefused, "refused");
+        let uid = Str::from("Kubernetes//Pod/shop/cart");
+        let error = |another_may_do| HopError { failure: failure(), another_may_do };
+        assert!(matches!(missed(error(true), Some(&uid)), Missed::Endpoint { uid: of, .. } if of == uid));
+        assert!(matches!(missed(error(false), Some(&uid)), Missed::Last(_)));
+        assert!(matches!(missed(error(true), None), Missed::Last(_)), "an address stands for one workload");
+    }
 }

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::gateway;
 use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_MARK};
 use crate::headers;
 use crate::observe::flow::{Failure, Security};
@@ -62,10 +63,14 @@ pub struct HopError {
 
 /// The tunnels of one pod on one worker.
 pub fn pool(runtime: Handle, tasks: Tasks, idle: Duration) -> TunnelPool {
-    let spawner: Spawner = Arc::new(move |driver| {
-        tasks.spawn_on(&runtime, "tunnel", driver);
-    });
-    Pool::new(PoolConfig { idle_timeout: idle, ..PoolConfig::default() }, spawner)
+    Pool::new(PoolConfig { idle_timeout: idle, ..PoolConfig::default() }, spawner(runtime, tasks, "tunnel"))
+}
+
+/// Runs connections on a worker, as tasks of the pod.
+fn spawner(runtime: Handle, tasks: Tasks, name: &'static str) -> Spawner {
+    Arc::new(move |driver| {
+        tasks.spawn_on(&runtime, name, driver);
+    })
 }
 
 /// Opens the hop that was decided on.
@@ -79,22 +84,11 @@ pub async fn open(
         Resolved::Passthrough { destination } | Resolved::Plain { destination, .. } => {
             plain(pod, *destination, flow).await
         }
-        Resolved::Tunnel(route) if matches!(route.kind, TunnelKind::Gateway(_)) => {
-            Err(HopError::last(Failure::new(
-                Reason::UnsupportedProtocol,
-                format!(
-                    "{} is on another network, and tunnels in tunnels are not supported yet",
-                    route.target
-                ),
-            )))
-        }
         Resolved::Tunnel(route) => tunnel(pod, worker, route, flow).await,
+        // What is decided has an address by now: `accept` looked it up.
         Resolved::NeedsDns(needed) => Err(HopError::last(Failure::new(
-            Reason::Unreachable,
-            format!(
-                "{} has no address, and looking names up on demand is not supported yet",
-                needed.hostname
-            ),
+            Reason::Internal,
+            format!("{} was not looked up", needed.hostname),
         ))),
     }
 }
@@ -127,6 +121,20 @@ async fn tunnel(
     };
     let request = TunnelRequest { authority: route.authority.clone(), headers: headers::request(flow) };
     let dialler = || dial_tunnel(pod, &key, &certificate);
+    if let TunnelKind::Gateway(inner) = &route.kind {
+        let network = flow.source.workload.as_ref().map_or("", |source| &*source.network);
+        let headers = headers::inner(&request.headers, network);
+        let request = gateway::Request {
+            inner: TunnelRequest { authority: inner.authority.clone(), headers },
+            outer: request,
+            inner_tls: pod.tls.client(&certificate, &inner.expected.iter().cloned().collect()),
+        };
+        let spawn = spawner(pod.shared.workers[worker].clone(), pod.tasks.clone(), "inner tunnel");
+        let (stream, peer) = gateway::open(&pod.pools[worker], &key, &dialler, request, &spawn).await?;
+        flow.destination.identity = Some(peer);
+        flow.mark(Phase::Handshake);
+        return Ok(Hop::Tunnel(stream));
+    }
     let opened = pod.pools[worker]
         .open(&key, &dialler, request)
         .await
@@ -148,7 +156,7 @@ async fn dial_tunnel(
         .map_err(|_| {
             Failure::new(Reason::TlsHandshake, format!("no TLS handshake with {} in 10 s", key.peer))
         })?
-        .map_err(|e| tls_failure(&e, key.peer))?;
+        .map_err(|e| tls_failure(&e, &key.peer))?;
     let (_, connection) = tls.get_mut();
     connection.set_buffer_limit(Some(crate::io::TLS_WRITE_BUFFER));
     let peer = peer_facts(connection)
@@ -172,7 +180,7 @@ async fn dial(pod: &Pod, destination: SocketAddr) -> Result<TcpStream, DialError
     connect(&pod.netns, destination, &options, CONNECT_TIMEOUT).await
 }
 
-fn tls_failure(error: &std::io::Error, peer: SocketAddr) -> Failure {
+pub(super) fn tls_failure(error: &std::io::Error, peer: &dyn std::fmt::Display) -> Failure {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match inner.and_then(refusal) {
         Some(refused) => {
@@ -183,47 +191,56 @@ fn tls_failure(error: &std::io::Error, peer: SocketAddr) -> Failure {
 }
 
 impl HopError {
-    fn last(failure: Failure) -> Self {
+    /// Trying another endpoint would not help, or might do something twice.
+    pub(super) fn last(failure: Failure) -> Self {
         Self { failure, another_may_do: false }
+    }
+
+    /// Nobody has been sent anything.
+    pub(super) fn before_sending(failure: Failure) -> Self {
+        Self { failure, another_may_do: true }
     }
 
     fn dial(error: &DialError, to: SocketAddr) -> Self {
         let (reason, hint) = match error {
-            DialError::Refused { .. } => (Reason::ConnectionRefused, ""),
-            DialError::Unreachable { .. } => (Reason::Unreachable, ""),
+            DialError::Refused(..) => (Reason::ConnectionRefused, ""),
+            DialError::Unreachable(..) => (Reason::Unreachable, ""),
             // Z25: the usual cause, said where it is met.
-            DialError::TimedOut { .. } if to.port() == crate::config::HBONE_PORT => {
+            DialError::TimedOut(..) if to.port() == crate::config::HBONE_PORT => {
                 (Reason::ConnectTimeout, "; does a NetworkPolicy keep port 15008 closed?")
             }
-            DialError::TimedOut { .. } => (Reason::ConnectTimeout, ""),
-            DialError::Other { .. } => (Reason::Internal, ""),
+            DialError::TimedOut(..) => (Reason::ConnectTimeout, ""),
+            DialError::Other(..) => (Reason::Internal, ""),
         };
         Self { failure: Failure::new(reason, format!("{error}{hint}")), another_may_do: true }
     }
 
-    fn tunnel(error: OpenError<Failure>, peer: SocketAddr) -> Self {
+    /// Why a peer gave no stream (Z20).
+    pub(super) fn connect(error: &ConnectError, peer: &dyn std::fmt::Display) -> Self {
+        let ConnectError::Refused { status, .. } = error else {
+            let failure = Failure::new(Reason::TunnelLost, format!("{peer}: {error}"));
+            return Self { failure, another_may_do: error.is_unprocessed() };
+        };
+        let (reason, what) = match status.as_u16() {
+            400 => (Reason::TunnelRefused, "does not serve this destination"),
+            401 | 403 => (Reason::AuthorizationPolicy, "its policy refused us"),
+            503 => (Reason::ConnectionRefused, "the destination does not accept connections"),
+            _ => (Reason::TunnelRefused, "refused the stream"),
+        };
+        Self {
+            failure: Failure::new(reason, format!("{peer} answered {}: {what}", status.as_u16())),
+            another_may_do: status.as_u16() == 503,
+        }
+    }
+
+    pub(super) fn tunnel(error: OpenError<Failure>, peer: SocketAddr) -> Self {
         match error {
             OpenError::Dial(failure) => Self { failure: Failure::clone(&failure), another_may_do: true },
             OpenError::Handshake(e) => Self {
                 failure: Failure::new(Reason::Http2Handshake, format!("HTTP/2 with {peer}: {e}")),
                 another_may_do: true,
             },
-            OpenError::Connect(ConnectError::Refused { status, .. }) => {
-                let (reason, what) = match status.as_u16() {
-                    400 => (Reason::TunnelRefused, "does not serve this destination"),
-                    401 | 403 => (Reason::AuthorizationPolicy, "its policy refused us"),
-                    503 => (Reason::ConnectionRefused, "the destination does not accept connections"),
-                    _ => (Reason::TunnelRefused, "refused the stream"),
-                };
-                Self {
-                    failure: Failure::new(reason, format!("{peer} answered {}: {what}", status.as_u16())),
-                    another_may_do: status.as_u16() == 503,
-                }
-            }
-            OpenError::Connect(e) => Self {
-                another_may_do: e.is_unprocessed(),
-                failure: Failure::new(Reason::TunnelLost, format!("{peer}: {e}")),
-            },
+            OpenError::Connect(e) => Self::connect(&e, &peer),
             OpenError::Exhausted(open) => Self::last(Failure::new(
                 Reason::Overloaded,
                 format!("{open} tunnels of this pod are open, which is all there may be"),
@@ -234,3 +251,7 @@ impl HopError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "connect_tests.rs"]
+mod tests;

@@ -3,7 +3,10 @@
 mod accept;
 mod connect;
 mod forward;
+mod gateway;
+mod lookup;
 mod resolve;
+mod retry;
 
 pub use accept::serve;
 pub use connect::{TunnelKey, TunnelPool, pool};

@@ -39,7 +39,11 @@ pub fn decide(
     let resolved = resolve(&snapshot, &facts, &no_load, &mut |bound| fastrand::u64(..bound.max(1)))
         .map_err(|refusal| Failure::new(refusal.reason, refusal.detail))?;
     match &resolved {
-        Resolved::Passthrough { .. } | Resolved::NeedsDns(_) => {}
+        Resolved::Passthrough { .. } => {}
+        Resolved::NeedsDns(needed) => {
+            flow.destination.workload = Some(needed.workload.clone());
+            flow.service = needed.service.clone();
+        }
         Resolved::Plain { workload, service, .. } => {
             flow.destination.workload = Some(workload.clone());
             flow.service = service.clone();

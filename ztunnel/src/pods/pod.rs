@@ -43,6 +43,8 @@ pub struct Shared {
     pub state: Arc<State>,
     /// Certificates of the node's pods.
     pub certificates: Arc<CertificateManager>,
+    /// Addresses of workloads that are known by name.
+    pub names: crate::dns::Names,
     /// Logs, metrics, live connections.
     pub observer: Observer,
     /// The threads that carry traffic.
