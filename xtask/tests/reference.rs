@@ -6,6 +6,8 @@ use std::fs;
 fn names(file: &str, before: &str, after: &str) -> Vec<String> {
     let path = culvert_xtask::root().join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // A call whose arguments begin on the next line is put on one.
+    let text = text.split("(\n").map(str::trim_start).collect::<Vec<_>>().join("(");
     // Tests and comments have texts of their own.
     let code = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
     let found: Vec<String> = code
@@ -43,6 +45,8 @@ fn every_reason_has_a_line() {
 fn every_metric_has_a_line() {
     let tcp = names("ztunnel/src/observe/metrics.rs", "istio.register(\"", "\"");
     holds_all("operations/metrics.md", tcp.into_iter().map(|name| format!("istio_{name}")));
+    let timed = names("ztunnel/src/observe/metrics.rs", "istio.register_with_unit(\"", "\"");
+    holds_all("operations/metrics.md", timed.into_iter().map(|name| format!("istio_{name}_seconds")));
     let pods = names("ztunnel/src/observe/metrics.rs", "pods.register(\"", "\"");
     holds_all("operations/metrics.md", pods.into_iter().map(|name| format!("workload_manager_{name}")));
     let controller = names("controller/src/metrics.rs", "mine.register(\"", "\"");
@@ -68,9 +72,16 @@ fn every_variable_of_the_proxy_and_the_agent_has_a_line() {
 }
 
 #[test]
-fn every_flag_of_the_controller_has_a_line() {
-    let flags = names("controller/src/args.rs", "    pub ", ": ");
-    holds_all("operations/flags.md", flags.into_iter().map(|name| format!("--{}", name.replace('_', "-"))));
+fn every_flag_of_the_controller_and_the_agent_has_a_line() {
+    for file in ["controller/src/args.rs", "ztunnel/src/agent/mod.rs"] {
+        let mut flags = names(file, "    pub ", ": ");
+        flags.retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+        assert!(flags.len() > 5, "{file}: {flags:?}");
+        holds_all(
+            "operations/flags.md",
+            flags.into_iter().map(|name| format!("--{}", name.replace('_', "-"))),
+        );
+    }
 }
 
 #[test]
