@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use culvert_k8s_api::status::{Redirection, RedirectionStatus};
 use culvert_net::netns::NetNs;
-use culvert_net::redirect;
+use culvert_net::redirect::{self, Established, Verdict};
 use culvert_proto::workload::zds::WorkloadInfo;
 
+use super::attest::{Found, Rules};
 use super::report::Reports;
+use super::source::{Other, View};
 use super::zds::{AddError, ZdsServer};
 use super::{Action, Desired, Enrolled, plan};
 
@@ -18,46 +20,63 @@ const LEAVING: Duration = Duration::from_secs(2);
 
 /// What is enrolled, and the hands to change it.
 #[derive(Debug)]
-pub struct Enroller {
+pub struct Enroller<R> {
+    rules: R,
     zds: Arc<ZdsServer>,
     reports: Reports,
     enrolled: BTreeMap<String, Enrolled>,
     namespaces: BTreeMap<String, Arc<NetNs>>,
     /// Running pods that left: the proxy serves what still comes to them until then.
     leaving: Vec<(Instant, String)>,
-    first: bool,
+    /// What a predecessor left behind is settled.
+    settled: bool,
+    /// The proxy's session in which acknowledgements were given.
+    session: u64,
 }
 
-impl Enroller {
+impl<R: Rules> Enroller<R> {
     /// Nothing enrolled yet.
-    pub fn new(zds: Arc<ZdsServer>, reports: Reports) -> Self {
+    pub fn new(rules: R, zds: Arc<ZdsServer>, reports: Reports) -> Self {
         Self {
+            rules,
             zds,
             reports,
             enrolled: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             leaving: Vec::new(),
-            first: true,
+            settled: false,
+            session: 0,
         }
     }
 
     /// Brings every pod to what it should be, as far as it can now; the next pass goes on where this one failed.
-    pub async fn pass(&mut self, desired: &[Desired]) {
+    pub async fn pass(&mut self, view: &View) {
         self.forget_left().await;
-        let connected = *self.zds.connected().borrow() > 0;
-        let actions = plan(desired, &self.enrolled, connected, |uid| {
+        let sessions = *self.zds.sessions().borrow();
+        if self.session != sessions.begun {
+            // A new proxy: it was told of all in its snapshot, and may have refused some.
+            self.session = sessions.begun;
+            self.enrolled.values_mut().for_each(|it| it.acknowledged = false);
+        }
+        let actions = plan(&view.desired, &self.enrolled, sessions.connected > 0, |uid| {
             self.enrolled.get(uid).is_some_and(|was| was.pod.netns.exists())
         });
         for action in actions {
             match action {
                 Action::Enrol(pod) => self.enrol(pod).await,
-                Action::Register(pod) => self.register(pod).await,
-                Action::Verify(pod) => self.verify(&pod),
+                Action::Register(pod) => {
+                    if self.holds(&pod).await {
+                        self.register(pod).await;
+                    }
+                }
+                Action::Verify(pod) => drop(self.holds(&pod).await),
                 Action::Unenrol { pod, alive } => self.unenrol(&pod, alive).await,
             }
+            // Between two pods, altered rules of a third are healed.
+            tokio::task::yield_now().await;
         }
-        if std::mem::take(&mut self.first) {
-            self.forget_strangers(desired);
+        if !self.settled {
+            self.settled = self.settle(view);
         }
     }
 
@@ -66,11 +85,13 @@ impl Enroller {
     async fn enrol(&mut self, pod: Desired) {
         self.leaving.retain(|(_, uid)| *uid != pod.uid);
         let namespace = self.namespace(&pod);
+        let established = namespace.as_ref().ok().and_then(|netns| self.history(&pod, netns));
         let registered = match &namespace {
             Ok(netns) => Some(self.register_with(&pod, netns.clone()).await),
             Err(_) => None,
         };
-        let installed = namespace.and_then(|netns| Ok(redirect::install(&netns, &pod.rules)?));
+        let installed =
+            namespace.and_then(|netns| Ok(self.rules.install(&pod.uid, &netns, &pod.rules, established)?));
         let state = Enrolled {
             pod: pod.clone(),
             rules_installed: installed.is_ok(),
@@ -86,6 +107,26 @@ impl Enroller {
                 self.report(&pod, Redirection::Pending, Some(format!("{error:#}")));
             }
         }
+    }
+
+    /// What becomes of the connections that a pod has open; nothing is said for one whose rules are there in some form.
+    ///
+    /// A pod that is reported and has no rules lost them, most likely with its namespace: a reboot, a new sandbox (C34). The report
+    /// stops saying that it is enabled before anything else happens (trap 5): the proxy may not have this namespace.
+    fn history(&self, pod: &Desired, netns: &NetNs) -> Option<Established> {
+        if !matches!(self.rules.verify(netns, &pod.rules), Ok(Verdict::Missing)) {
+            return None;
+        }
+        if self.reports.get(&pod.uid).is_none() {
+            return Some(Established::Keep);
+        }
+        tracing::warn!(pod = %name(pod), uid = %pod.uid, "reported, but without rules; enrolling it again");
+        self.report(
+            pod,
+            Redirection::Pending,
+            Some("the pod's rules were gone; writing them again".to_owned()),
+        );
+        Some(Established::Cut)
     }
 
     /// Again, for a pod whose rules stand.
@@ -111,11 +152,11 @@ impl Enroller {
         match registered {
             Ok(()) => {
                 tracing::info!(pod = %name(pod), uid = %pod.uid, "pod is enrolled");
-                self.report(pod, Redirection::Enabled, None);
+                self.report(pod, Redirection::Enabled, pod.problem.clone());
             }
             Err(error) => {
                 // While no proxy is connected to a fresh agent, what its predecessor reported still holds.
-                let known = matches!(error, AddError::NoProxy) && self.reports.is_reported(&pod.uid);
+                let known = matches!(error, AddError::NoProxy) && self.reports.get(&pod.uid).is_some();
                 if !known {
                     tracing::warn!(pod = %name(pod), %error, "the proxy does not have the pod yet; trying again");
                     self.report(pod, Redirection::Pending, Some(error.to_string()));
@@ -124,18 +165,29 @@ impl Enroller {
         }
     }
 
-    fn verify(&mut self, pod: &Desired) {
-        let Some(netns) = self.namespaces.get(&pod.uid) else { return };
-        match redirect::verify(netns, &pod.rules) {
-            Ok(redirect::Verdict::Intact) => {}
-            Ok(verdict) => {
-                tracing::warn!(pod = %name(pod), ?verdict, "rules are not as they were written; writing them again");
-                if let Err(error) = redirect::install(netns, &pod.rules) {
-                    tracing::error!(pod = %name(pod), %error, "rules cannot be mended");
-                }
+    /// Whether the pod's rules are in force, in the namespace it has now; makes it so if it can.
+    async fn holds(&mut self, pod: &Desired) -> bool {
+        let known = self.namespaces.get(&pod.uid).map(|netns| netns.id());
+        match NetNs::open(&pod.netns) {
+            Ok(now) if Some(now.id()) == known => {}
+            Ok(_) => {
+                tracing::warn!(pod = %name(pod), uid = %pod.uid, "the pod has another namespace; enrolling it again");
+                self.enrol(pod.clone()).await;
+                return false;
             }
-            Err(error) => tracing::warn!(pod = %name(pod), %error, "rules cannot be read"),
+            // On its way out: its status will say so.
+            Err(error) => {
+                tracing::debug!(pod = %name(pod), %error, "the pod's namespace cannot be opened");
+                return false;
+            }
         }
+        let Found::Broken(error) = self.rules.check(&pod.uid) else { return true };
+        tracing::error!(pod = %name(pod), %error, "rules cannot be mended; trying again");
+        if let Some(state) = self.enrolled.get_mut(&pod.uid) {
+            state.rules_installed = false;
+        }
+        self.report(pod, Redirection::Pending, Some(format!("the pod's rules were altered: {error}")));
+        false
     }
 
     async fn unenrol(&mut self, pod: &Desired, alive: bool) {
@@ -143,7 +195,7 @@ impl Enroller {
             tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed");
         }
         if let (true, Some(netns)) = (alive, self.namespaces.get(&pod.uid))
-            && let Err(error) = redirect::install(netns, &pod.rules.return_path_only())
+            && let Err(error) = self.rules.install(&pod.uid, netns, &pod.rules.return_path_only(), None)
         {
             tracing::warn!(pod = %name(pod), %error, "rules cannot be removed; trying again");
             return;
@@ -171,7 +223,7 @@ impl Enroller {
     async fn forget(&mut self, uid: &str) {
         self.zds.del(uid).await;
         let Some(netns) = self.namespaces.remove(uid) else { return };
-        if let Err(error) = redirect::remove(&netns) {
+        if let Err(error) = self.rules.remove(uid, &netns) {
             // Nothing is redirected any more; a dead pod's namespace takes the rest with it.
             tracing::debug!(uid, %error, "rules that remain cannot be removed");
         }
@@ -189,13 +241,45 @@ impl Enroller {
         }
     }
 
-    /// Reports of pods that went away while no agent ran.
-    fn forget_strangers(&self, desired: &[Desired]) {
+    /// What a predecessor left of pods that should not be enrolled: first its report goes, then the rules (C32). The proxy drops
+    /// the pod because the snapshot does not name it (C67). Nothing is touched while it is not known which pods should be.
+    fn settle(&self, view: &View) -> bool {
+        if !view.complete {
+            tracing::warn!(
+                "some files cannot be read and never were: pods that may be enrolled by them stay as they are"
+            );
+            return false;
+        }
         for uid in self.reports.reported() {
-            if !desired.iter().any(|pod| pod.uid == uid) {
-                let _ = self.reports.clear(&uid);
+            if !view.desired.iter().any(|pod| pod.uid == uid) {
+                tracing::info!(uid, "report of a pod that should not be enrolled, or is gone");
+                if let Err(error) = self.reports.clear(&uid) {
+                    tracing::warn!(uid, error = format!("{error:#}"), "report cannot be removed");
+                }
             }
         }
+        let strangers = view.others.iter().filter(|it| !self.namespaces.contains_key(&it.uid));
+        strangers.filter(|other| !self.release(other)).count() == 0
+    }
+
+    fn release(&self, other: &Other) -> bool {
+        let removed = NetNs::open(&other.netns).map_err(anyhow::Error::from).and_then(|netns| {
+            let stale = redirect::is_installed(&netns)?;
+            if stale {
+                tracing::info!(uid = other.uid, "rules of a pod that should not be enrolled are removed");
+                self.rules.remove(&other.uid, &netns)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = &removed {
+            tracing::warn!(
+                uid = other.uid,
+                error = format!("{error:#}"),
+                "rules cannot be removed; trying again"
+            );
+        }
+        // One whose namespace is gone is not tried again.
+        removed.is_ok() || !other.netns.exists()
     }
 
     fn report(&self, pod: &Desired, redirection: Redirection, error: Option<String>) {

@@ -1,10 +1,12 @@
 //! The node agent: decides which pods of its node join, writes each one's redirect rules, hands its namespace to the
 //! proxy, and keeps checking that both hold.
 //!
-//! `source` says what should be, `plan` compares it with what is (pure), `enrol` does it, `zds` talks to the proxy,
-//! `report` tells the control plane.
+//! `source` says what should be (`exclusions` reads annotations), `plan` compares it with what is (pure), `enrol` does it,
+//! `attest` keeps rules in force, `zds` talks to the proxy, `report` tells the control plane.
 
+mod attest;
 mod enrol;
+mod exclusions;
 mod plan;
 mod report;
 mod source;
@@ -14,11 +16,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use culvert_net::netns::NetNs;
 use culvert_net::seqpacket::SeqPacketListener;
 use culvert_runtime::tasks::Tasks;
 
 pub use plan::{Action, Desired, Enrolled, plan};
-pub use zds::{AddError, ZdsServer};
+pub use zds::{AddError, Sessions, ZdsServer};
 
 /// Rules and registrations are compared with what should be at least this often, whatever notifications say.
 const RESYNC: Duration = Duration::from_secs(2);
@@ -40,6 +43,12 @@ pub struct AgentConfig {
     /// Socket for the proxy; `<state>/nodes/<node>/ztunnel.sock` if absent.
     #[arg(long, env = "ZDS_SOCKET")]
     pub zds_socket: Option<PathBuf>,
+    /// Where the last good content of each manifest is kept over a restart; `<state>/nodes/<node>/manifests` if absent.
+    #[arg(long)]
+    pub last_good: Option<PathBuf>,
+    /// The node's network namespace, where pods' interfaces have their other ends; the agent's own if absent.
+    #[arg(long)]
+    pub node_netns: Option<PathBuf>,
     /// Namespaces whose pods never join (C06).
     #[arg(long, value_delimiter = ',', default_value = "kube-system")]
     pub exclude_namespaces: Vec<String>,
@@ -48,44 +57,79 @@ pub struct AgentConfig {
     pub dns_capture: bool,
 }
 
+impl AgentConfig {
+    fn node_dir(&self) -> PathBuf {
+        self.state.join("nodes").join(&self.node)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.zds_socket.clone().unwrap_or_else(|| self.node_dir().join("ztunnel.sock"))
+    }
+
+    fn last_good(&self) -> PathBuf {
+        self.last_good.clone().unwrap_or_else(|| self.node_dir().join("manifests"))
+    }
+
+    fn node_netns(&self) -> std::io::Result<NetNs> {
+        match &self.node_netns {
+            Some(path) => NetNs::open(path),
+            None => NetNs::current(),
+        }
+    }
+}
+
 /// Serves until SIGTERM. Rules stay as they are: they must outlive the agent, or a restart would open a gap.
 ///
 /// # Errors
 /// The socket cannot be bound or a directory cannot be read at start.
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
-    let node_dir = config.state.join("nodes").join(&config.node);
-    let socket = config.zds_socket.clone().unwrap_or_else(|| node_dir.join("ztunnel.sock"));
+    run_until(config, async { drop(culvert_runtime::signal::shutdown().await) }).await
+}
+
+/// Serves until `stop` resolves.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn run_until(config: AgentConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let tasks = Tasks::new("agent");
+    let outcome = serve(&config, &tasks, stop).await;
+    tasks.abort_all();
+    outcome
+}
+
+async fn serve(config: &AgentConfig, tasks: &Tasks, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let socket = config.socket();
+    let mut source = source::DirectorySource::open(config).context("reading what pods there are")?;
+    let reports = report::Reports::open(&config.node_dir())?;
     let listener =
         SeqPacketListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-    let tasks = Tasks::new("agent");
     let zds = ZdsServer::new(tasks.clone());
-    let mut source = source::DirectorySource::open(&config).context("reading what pods there are")?;
-    let reports = report::Reports::open(&node_dir)?;
-    let mut enroller = enrol::Enroller::new(zds.clone(), reports);
+    let sentry =
+        attest::Sentry::new(config.node_netns().context("opening the node's namespace")?, tasks.clone());
+    let alarm = sentry.alarm();
+    let mut enroller = enrol::Enroller::new(sentry.clone(), zds.clone(), reports);
 
     // What was enrolled before this agent started is found again before the proxy is told anything: the first snapshot
     // must not make it drop a pod that runs.
-    enroller.pass(&source.desired()?).await;
+    enroller.pass(&source.view()?).await;
+    sentry.release_strangers();
     tasks.spawn("zds accept", zds.clone().serve(listener));
     tracing::info!(node = %config.node, socket = %socket.display(), "agent is ready");
 
-    let mut connected = zds.connected();
-    let shutdown = culvert_runtime::signal::shutdown();
-    tokio::pin!(shutdown);
+    let mut sessions = zds.sessions();
+    tokio::pin!(stop);
     loop {
         tokio::select! {
-            _ = &mut shutdown => break,
+            () = &mut stop => return Ok(()),
             () = source.changed() => tokio::time::sleep(DEBOUNCE).await,
-            _ = connected.changed() => {}
+            _ = sessions.changed() => {}
+            () = alarm.notified() => {}
             () = tokio::time::sleep(RESYNC) => {}
         }
-        match source.desired() {
-            Ok(desired) => enroller.pass(&desired).await,
+        match source.view() {
+            Ok(view) => enroller.pass(&view).await,
             // What should be is not known: what is stays, rather than un-enrolling everyone.
             Err(error) => tracing::warn!(error = format!("{error:#}"), "pods cannot be listed"),
         }
     }
-    tasks.close();
-    tasks.abort_all();
-    Ok(())
 }

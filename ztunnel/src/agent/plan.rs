@@ -20,6 +20,8 @@ pub struct Desired {
     pub netns: PathBuf,
     /// The rules it should have.
     pub rules: RedirectConfig,
+    /// What is wrong with its annotations, for its report.
+    pub problem: Option<String>,
 }
 
 /// What was done for a pod.
@@ -86,6 +88,7 @@ mod tests {
             service_account: format!("sa{sa}"),
             netns: format!("/ns/{uid}").into(),
             rules: RedirectConfig::default(),
+            problem: None,
         }
     }
 

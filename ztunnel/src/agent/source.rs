@@ -8,17 +8,39 @@ use anyhow::Context;
 use culvert_k8s_api::core::Pod;
 use culvert_k8s_api::enrolment::{self, Settings};
 use culvert_k8s_api::labels;
-use culvert_k8s_api::manifest::{LastGood, scan};
+use culvert_k8s_api::manifest::{LastGood, Mirror, Scan, scan};
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::{Phase, PodStatus};
 use culvert_net::redirect::RedirectConfig;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{AgentConfig, Desired};
+use super::{AgentConfig, Desired, exclusions};
 
 /// A status file is a few hundred bytes.
 const MAX_STATUS: u64 = 64 * 1024;
+
+/// What the directories say now.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The pods of this node that should be enrolled.
+    pub desired: Vec<Desired>,
+    /// Those that run here and should not.
+    pub others: Vec<Other>,
+    /// Nothing is missing: no file that cannot be read is without a former content that holds instead.
+    pub complete: bool,
+}
+
+/// A pod that stays outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The pod's uid.
+    pub uid: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+}
+
+type PodKey = (String, String);
 
 /// Watches the two directories. One notice waits at most: a pass reads everything anyway.
 #[derive(Debug)]
@@ -29,6 +51,9 @@ pub struct DirectorySource {
     settings: Settings,
     dns_capture: bool,
     last_good: LastGood,
+    mirror: Option<Mirror>,
+    /// By file, as last read.
+    statuses: BTreeMap<PathBuf, PodStatus>,
     notices: mpsc::Receiver<()>,
     _watcher: notify::RecommendedWatcher,
 }
@@ -53,6 +78,8 @@ impl DirectorySource {
                 .watch(dir, RecursiveMode::Recursive)
                 .with_context(|| format!("watching {}", dir.display()))?;
         }
+        let mut last_good = LastGood::default();
+        let mirror = open_mirror(&config.last_good(), &config.manifests, &mut last_good);
         Ok(Self {
             node: config.node.clone(),
             manifests: config.manifests.clone(),
@@ -62,7 +89,9 @@ impl DirectorySource {
                 ..Settings::default()
             },
             dns_capture: config.dns_capture,
-            last_good: LastGood::default(),
+            last_good,
+            mirror,
+            statuses: BTreeMap::new(),
             notices,
             _watcher: watcher,
         })
@@ -75,30 +104,74 @@ impl DirectorySource {
         }
     }
 
-    /// The pods of this node that should be enrolled now. A manifest that cannot be read counts as it was before.
+    /// What should be now. A file that cannot be read counts as it was before, also before a restart.
     ///
     /// # Errors
     /// A directory that cannot be listed.
-    pub fn desired(&mut self) -> anyhow::Result<Vec<Desired>> {
-        self.last_good.apply(scan(&self.manifests)?);
+    pub fn view(&mut self) -> anyhow::Result<View> {
+        let found = scan(&self.manifests)?;
+        self.last_good.apply(&found);
+        self.remember(&found);
+        let statuses_known = self.read_statuses()?;
         let objects = self.last_good.loaded();
         let namespaces: BTreeMap<&str, &StringMap> =
             objects.namespaces().map(|n| (n.metadata.name.as_str(), &n.metadata.labels)).collect();
-        let statuses = read_statuses(&self.pods)?;
+        let pods: BTreeMap<PodKey, &Pod> = objects
+            .pods()
+            .map(|pod| ((pod.metadata.namespace.clone(), pod.metadata.name.clone()), pod))
+            .collect();
         let none = StringMap::new();
-        let mut desired = Vec::new();
-        for pod in objects.pods() {
-            let Some(status) = statuses.get(&(pod.metadata.namespace.clone(), pod.metadata.name.clone()))
-            else {
-                continue;
-            };
+        let mut view = View { complete: statuses_known && self.manifests_known(), ..View::default() };
+        for status in self.statuses.values() {
             let Some(netns) = self.runs_here(status) else { continue };
-            let namespace_labels = namespaces.get(pod.metadata.namespace.as_str()).copied().unwrap_or(&none);
-            if enrolment::decide(pod, namespace_labels, &self.settings).joins() {
-                desired.push(self.describe(pod, status, netns));
+            let pod = pods.get(&(status.namespace.clone(), status.name.clone()));
+            let labels = namespaces.get(status.namespace.as_str()).copied().unwrap_or(&none);
+            match pod {
+                Some(pod) if enrolment::decide(pod, labels, &self.settings).joins() => {
+                    view.desired.push(self.describe(pod, status, netns));
+                }
+                _ => view.others.push(Other { uid: status.uid.clone(), netns }),
             }
         }
-        Ok(desired)
+        Ok(view)
+    }
+
+    /// No file is bad without a good former content.
+    fn manifests_known(&self) -> bool {
+        self.last_good.files().values().all(|file| file.errors.is_empty() || !file.objects.is_empty())
+    }
+
+    fn remember(&mut self, found: &Scan) {
+        if let Some(mirror) = &mut self.mirror
+            && let Err(error) = mirror.keep(found, &self.last_good)
+        {
+            tracing::warn!(%error, "cannot keep the last good manifests over a restart");
+        }
+    }
+
+    /// False if a status is unknown: unreadable, and never read before.
+    fn read_statuses(&mut self) -> anyhow::Result<bool> {
+        let mut before = std::mem::take(&mut self.statuses);
+        let mut known = true;
+        let listing = fs::read_dir(&self.pods).with_context(|| format!("listing {}", self.pods.display()))?;
+        for entry in listing {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let status = match read_status(&path) {
+                Ok(status) => Some(status),
+                // Gone between the listing and the reading.
+                Err(error) if is_not_found(&error) => continue,
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), error = format!("{error:#}"), "pod status counts as it was");
+                    before.remove(&path)
+                }
+            };
+            known &= status.is_some();
+            self.statuses.extend(status.map(|status| (path, status)));
+        }
+        Ok(known)
     }
 
     fn runs_here(&self, status: &PodStatus) -> Option<PathBuf> {
@@ -113,11 +186,12 @@ impl DirectorySource {
         let annotations = &pod.metadata.annotations;
         let flag = |name: &str| annotations.get(name).map(|value| value == "true");
         let dns = flag(labels::DNS_CAPTURE).unwrap_or(self.dns_capture);
-        let rules = RedirectConfig {
+        let mut rules = RedirectConfig {
             dns_port: dns.then_some(crate::config::DNS_PORT),
             bypass_inbound: flag(labels::BYPASS_INBOUND_CAPTURE).unwrap_or(false),
             ..RedirectConfig::default()
         };
+        let problem = exclusions::apply(annotations, &mut rules);
         Desired {
             uid: status.uid.clone(),
             name: status.name.clone(),
@@ -125,29 +199,23 @@ impl DirectorySource {
             service_account: pod.service_account().to_owned(),
             netns,
             rules,
+            problem,
         }
     }
 }
 
-fn read_statuses(dir: &Path) -> anyhow::Result<BTreeMap<(String, String), PodStatus>> {
-    let mut statuses = BTreeMap::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|e| e != "json") {
-            continue;
+/// Without it a restart forgets what bad files said when they were good; that is no reason not to serve.
+fn open_mirror(dir: &Path, source: &Path, manifests: &mut LastGood) -> Option<Mirror> {
+    match Mirror::open(dir, source) {
+        Ok((mirror, before)) => {
+            manifests.apply(before);
+            Some(mirror)
         }
-        match read_status(&path) {
-            Ok(status) => {
-                statuses.insert((status.namespace.clone(), status.name.clone()), status);
-            }
-            // Gone between the listing and the reading.
-            Err(error) if is_not_found(&error) => {}
-            Err(error) => {
-                tracing::warn!(file = %path.display(), error = format!("{error:#}"), "pod status ignored")
-            }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "cannot keep the last good manifests over a restart");
+            None
         }
     }
-    Ok(statuses)
 }
 
 fn read_status(path: &Path) -> anyhow::Result<PodStatus> {

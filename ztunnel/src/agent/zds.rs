@@ -31,8 +31,17 @@ const QUEUE: usize = 16;
 #[derive(Debug)]
 pub struct ZdsServer {
     inner: Mutex<Inner>,
-    connected: watch::Sender<usize>,
+    sessions: watch::Sender<Sessions>,
     tasks: Tasks,
+}
+
+/// Proxies that were told of every pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sessions {
+    /// Those connected now.
+    pub connected: usize,
+    /// All so far. When it changes, what an earlier proxy acknowledged says nothing any more.
+    pub begun: u64,
 }
 
 #[derive(Debug, Default)]
@@ -78,12 +87,12 @@ pub enum AddError {
 impl ZdsServer {
     /// No pods, no proxies.
     pub fn new(tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), connected: watch::Sender::new(0), tasks })
+        Arc::new(Self { inner: Mutex::default(), sessions: watch::Sender::new(Sessions::default()), tasks })
     }
 
-    /// How many proxies have a complete snapshot.
-    pub fn connected(&self) -> watch::Receiver<usize> {
-        self.connected.subscribe()
+    /// The proxies that have a complete snapshot.
+    pub fn sessions(&self) -> watch::Receiver<Sessions> {
+        self.sessions.subscribe()
     }
 
     /// Takes connections for ever.
@@ -144,7 +153,7 @@ impl ZdsServer {
         let ended = self.converse(id, &proxy, &mut complete).await;
         self.inner.lock().connections.retain(|c| c.id != id);
         if complete {
-            self.connected.send_modify(|n| *n -= 1);
+            self.sessions.send_modify(|it| it.connected -= 1);
         }
         match ended {
             Ok(()) => tracing::info!("a proxy has disconnected"),
@@ -174,7 +183,10 @@ impl ZdsServer {
         }
         exchange(proxy, Payload::SnapshotSent(SnapshotSent {}), None).await?;
         *complete = true;
-        self.connected.send_modify(|n| *n += 1);
+        self.sessions.send_modify(|it| {
+            it.connected += 1;
+            it.begun += 1;
+        });
         tracing::info!("a proxy has connected and has every pod");
         loop {
             tokio::select! {

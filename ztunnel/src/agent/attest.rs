@@ -1,0 +1,283 @@
+//! Keeping rules in force: writes them, hears of every change to them in the kernel, and heals what somebody altered, while the
+//! pod's traffic is held on the node's side.
+//!
+//! A program in the pod with `CAP_NET_ADMIN` can still get around the mesh for the moment between its change and the kernel's
+//! notice of it being handled, and by means other than these rules (an earlier NAT chain of its own, for one). What is
+//! promised is that our rules do not stay away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use culvert_net::netns::NetNs;
+use culvert_net::nft::Monitor;
+use culvert_net::redirect::{self, Established, RedirectConfig, RedirectError, Verdict};
+use culvert_net::{hold, link};
+use culvert_runtime::tasks::{Task, Tasks};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Between two looks at one pod: who changes rules in a loop costs one look (under 1 ms) in so much time.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What a look at a pod's rules found.
+#[derive(Debug)]
+pub enum Found {
+    /// Exactly what should be.
+    Intact,
+    /// Something else, which has been mended.
+    Healed,
+    /// Something else, or nothing that could be read; the pod's traffic is held where that is possible.
+    Broken(RedirectError),
+}
+
+/// What the enroller needs of rules; a fake in memory stands for the kernel in tests.
+pub trait Rules: Send + Sync {
+    /// What is there now, compared with what should be.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    fn verify(&self, netns: &NetNs, rules: &RedirectConfig) -> Result<Verdict, RedirectError>;
+
+    /// Puts a pod's rules in force and keeps them so. `established` is said when the pod had none.
+    ///
+    /// # Errors
+    /// The rules are what they were.
+    fn install(
+        &self,
+        uid: &str,
+        netns: &Arc<NetNs>,
+        rules: &RedirectConfig,
+        established: Option<Established>,
+    ) -> Result<(), RedirectError>;
+
+    /// Looks at a pod's rules and mends them.
+    fn check(&self, uid: &str) -> Found;
+
+    /// Lets go of a pod and takes its rules away.
+    ///
+    /// # Errors
+    /// Something of them is still there.
+    fn remove(&self, uid: &str, netns: &NetNs) -> Result<(), RedirectError>;
+}
+
+/// The kernel's rules, guarded.
+#[derive(Clone, Debug)]
+pub struct Sentry {
+    shared: Arc<Shared>,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Where the pods' interfaces have their other ends.
+    node: NetNs,
+    /// One for each enrolled pod, with one task and one descriptor each.
+    guarded: Mutex<BTreeMap<String, Guarded>>,
+    held: Mutex<BTreeSet<String>>,
+    alarm: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Guarded {
+    netns: Arc<NetNs>,
+    rules: RedirectConfig,
+    /// On the node's side.
+    interfaces: Vec<String>,
+    watch: Option<Task>,
+}
+
+impl Sentry {
+    /// Guards nobody yet. What a predecessor held stays held until [`release_strangers`](Self::release_strangers).
+    pub fn new(node: NetNs, tasks: Tasks) -> Self {
+        let shared = Shared {
+            node,
+            guarded: Mutex::default(),
+            held: Mutex::default(),
+            alarm: Arc::new(Notify::new()),
+        };
+        Self { shared: Arc::new(shared), tasks }
+    }
+
+    /// Wakes when rules could not be mended.
+    pub fn alarm(&self) -> Arc<Notify> {
+        self.shared.alarm.clone()
+    }
+
+    /// Ends every hold but those of this process: a predecessor may have ended in the middle of one.
+    pub fn release_strangers(&self) {
+        self.shared.apply_holds();
+    }
+
+    fn watch(&self, uid: &str, netns: &NetNs) -> Option<Task> {
+        match Monitor::open(netns) {
+            Ok(monitor) => {
+                let (shared, uid) = (self.shared.clone(), uid.to_owned());
+                Some(self.tasks.spawn("attest", shared.watch(uid, monitor)))
+            }
+            Err(error) => {
+                tracing::warn!(uid, %error, "changes to a pod's rules are noticed late: no notifications");
+                None
+            }
+        }
+    }
+}
+
+impl Rules for Sentry {
+    fn verify(&self, netns: &NetNs, rules: &RedirectConfig) -> Result<Verdict, RedirectError> {
+        redirect::verify(netns, rules)
+    }
+
+    fn install(
+        &self,
+        uid: &str,
+        netns: &Arc<NetNs>,
+        rules: &RedirectConfig,
+        established: Option<Established>,
+    ) -> Result<(), RedirectError> {
+        let mut guarded = self.shared.guarded.lock();
+        if let Some(known) =
+            guarded.get_mut(uid).filter(|it| it.netns.id() == netns.id() && it.watch.is_some())
+        {
+            write(netns, rules, established)?;
+            known.rules = rules.clone();
+            self.shared.release(&known.interfaces);
+            return Ok(());
+        }
+        // Opened before the rules are written: no change after them is missed.
+        let new = Guarded {
+            netns: netns.clone(),
+            rules: rules.clone(),
+            interfaces: interfaces(uid, netns, &self.shared.node),
+            watch: self.watch(uid, netns),
+        };
+        if let Err(error) = write(netns, rules, established) {
+            // Who was guarded before still is.
+            new.stop();
+            return Err(error);
+        }
+        self.shared.release(&new.interfaces);
+        if let Some(old) = guarded.insert(uid.to_owned(), new) {
+            old.stop();
+            self.shared.release(&old.interfaces);
+        }
+        Ok(())
+    }
+
+    fn check(&self, uid: &str) -> Found {
+        self.shared.check(uid)
+    }
+
+    fn remove(&self, uid: &str, netns: &NetNs) -> Result<(), RedirectError> {
+        let removed = self.shared.guarded.lock().remove(uid);
+        if let Some(guarded) = removed {
+            guarded.stop();
+            self.shared.release(&guarded.interfaces);
+        }
+        redirect::remove(netns)
+    }
+}
+
+impl Guarded {
+    fn stop(&self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// One task a pod. Our own transactions wake it too: a look costs less than telling them apart by process number, which
+    /// another process may have in another number space.
+    async fn watch(self: Arc<Self>, uid: String, mut monitor: Monitor) {
+        loop {
+            if let Err(error) = monitor.next().await {
+                tracing::warn!(uid, %error, "changes to a pod's rules are noticed late: notifications ended");
+                if let Some(guarded) = self.guarded.lock().get_mut(&uid) {
+                    guarded.watch = None;
+                }
+                return;
+            }
+            if let Found::Broken(error) = self.check(&uid) {
+                tracing::error!(uid, %error, "a pod's rules cannot be mended");
+                self.alarm.notify_one();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn check(&self, uid: &str) -> Found {
+        let guarded = self.guarded.lock();
+        let Some(pod) = guarded.get(uid) else { return Found::Intact };
+        let noticed = Instant::now();
+        let verdict = match redirect::verify(&pod.netns, &pod.rules) {
+            Ok(Verdict::Intact) => {
+                self.release(&pod.interfaces);
+                return Found::Intact;
+            }
+            Ok(verdict) => verdict,
+            Err(error) => {
+                self.hold(&pod.interfaces);
+                return Found::Broken(error);
+            }
+        };
+        self.hold(&pod.interfaces);
+        let held = noticed.elapsed();
+        // What opened while the rules were away went around the mesh.
+        match write(&pod.netns, &pod.rules, Some(Established::Cut)) {
+            Ok(()) => {
+                self.release(&pod.interfaces);
+                let healed = noticed.elapsed();
+                tracing::warn!(uid, ?verdict, ?held, ?healed, "rules were altered, and are in force again");
+                Found::Healed
+            }
+            Err(error) => Found::Broken(error),
+        }
+    }
+
+    fn hold(&self, interfaces: &[String]) {
+        let added = {
+            let mut held = self.held.lock();
+            interfaces.iter().filter(|name| held.insert((*name).clone())).count()
+        };
+        if added > 0 {
+            self.apply_holds();
+        }
+    }
+
+    fn release(&self, interfaces: &[String]) {
+        let removed = {
+            let mut held = self.held.lock();
+            interfaces.iter().filter(|name| held.remove(*name)).count()
+        };
+        if removed > 0 {
+            self.apply_holds();
+        }
+    }
+
+    fn apply_holds(&self) {
+        let held = self.held.lock();
+        if let Err(error) = hold::set(&self.node, &held) {
+            tracing::warn!(%error, "pods' traffic cannot be held or released on the node");
+        }
+    }
+}
+
+fn write(
+    netns: &NetNs,
+    rules: &RedirectConfig,
+    established: Option<Established>,
+) -> Result<(), RedirectError> {
+    if let Some(established) = established {
+        redirect::set_established(netns, established).map_err(RedirectError::Routes)?;
+    }
+    redirect::install(netns, rules)
+}
+
+/// None is no error: such a pod is healed without being held.
+fn interfaces(uid: &str, pod: &NetNs, node: &NetNs) -> Vec<String> {
+    link::node_side(pod, node).unwrap_or_else(|error| {
+        tracing::warn!(uid, %error, "a pod's interface on the node cannot be found");
+        Vec::new()
+    })
+}
