@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use culvert_identity::token::TokenFile;
 use culvert_model::Str;
-use culvert_model::snapshot::{Change, Changed, SnapshotWriter, Update};
+use culvert_model::snapshot::{Change, Changed, Snapshot, SnapshotWriter, Update};
 use culvert_model::wire;
+use culvert_model::workload::Workload;
 use culvert_proto::discovery::Node;
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use culvert_runtime::readiness;
@@ -36,11 +37,14 @@ pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
     let drain = shared.drain.clone();
     let following = culvert_runtime::tasks::Tasks::new("xds");
     following.spawn("xds client", client.run(sink, drain));
-    let mut staging = Staging::new(shared, pods);
+    let mut follower = Follower::new(shared, pods);
     while let Some(event) = events.recv().await {
         match event {
-            Event::Connected => staging.connected(),
-            Event::Delivery(delivery, responder) => staging.delivered(delivery, responder),
+            Event::Connected => {
+                tracing::info!("connected to the control plane");
+                follower.staging.connected();
+            }
+            Event::Delivery(delivery, responder) => follower.delivered(delivery, responder),
             Event::Disconnected { .. } => {}
         }
     }
@@ -91,83 +95,45 @@ fn string(text: &str) -> prost_types::Value {
     prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.to_owned())) }
 }
 
-/// What has arrived and is not yet in force.
-struct Staging {
+/// Puts in force what is staged, in the one order that is safe.
+struct Follower {
     shared: Arc<Shared>,
     pods: Arc<Pods>,
-    writer: SnapshotWriter,
-    gate: Gate,
-    /// Acknowledged parts of a push whose end is still to come: the server does not send them again.
-    parts: Vec<Update>,
-    /// Complete for their type, to be acknowledged with the commit.
-    held: Vec<Held>,
-    committed: HashSet<String>,
+    staging: Staging<Responder>,
     waiting: Option<readiness::Task>,
 }
 
-struct Held {
-    type_url: String,
-    update: Update,
-    rejections: Vec<Rejection>,
-    responder: Responder,
-}
-
-impl Staging {
+impl Follower {
     fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
         let waiting = Some(shared.readiness.register("first push of the control plane"));
-        Self {
-            shared,
-            pods,
-            writer: SnapshotWriter::new(),
-            gate: Gate::new(TYPES),
-            parts: Vec::new(),
-            held: Vec::new(),
-            committed: HashSet::new(),
-            waiting,
-        }
-    }
-
-    /// What was held was not acknowledged, so the control plane sends it again.
-    fn connected(&mut self) {
-        tracing::info!("connected to the control plane");
-        self.gate.connected();
-        self.held.clear();
+        Self { shared, pods, staging: Staging::new(), waiting }
     }
 
     fn delivered(&mut self, delivery: Delivery, responder: Responder) {
-        let verdict = self.gate.delivered(&delivery);
-        let type_url = delivery.type_url.clone();
-        let (update, rejections) = decode(delivery);
-        for rejection in &rejections {
-            tracing::warn!(resource = %rejection.name, reason = %rejection.reason, "the control plane sent what cannot be used");
+        let staged = self.staging.delivered(delivery, responder);
+        for (_, rejections) in &staged.answers {
+            for rejection in rejections {
+                tracing::warn!(resource = %rejection.name, reason = %rejection.reason, "the control plane sent what cannot be used");
+            }
         }
-        match verdict {
-            Verdict::Acknowledge => {
-                self.parts.push(update);
-                answer(responder, rejections, &self.shared);
-            }
-            Verdict::Hold => self.held.push(Held { type_url, update, rejections, responder }),
-            Verdict::Commit => {
-                self.held.push(Held { type_url, update, rejections, responder });
-                self.commit();
-            }
+        if let Some(changed) = staged.commit {
+            self.commit(&changed);
+        }
+        // After the commit, and after what is open was judged by it.
+        for (responder, rejections) in staged.answers {
+            let metrics = &self.shared.observer.metrics;
+            if rejections.is_empty() {
+                metrics.xds_accepted.inc()
+            } else {
+                metrics.xds_rejected.inc()
+            };
+            responder.accept_except(rejections);
         }
     }
 
-    /// Everything staged becomes the snapshot at once; then what is open is judged by it; then it is acknowledged.
-    fn commit(&mut self) {
-        let mut changed = Changed::default();
-        let mut answers = Vec::new();
-        for part in self.parts.drain(..) {
-            extend(&mut changed, self.writer.apply(part).changed);
-        }
-        for held in self.held.drain(..) {
-            extend(&mut changed, self.writer.apply(held.update).changed);
-            self.committed.insert(held.type_url);
-            answers.push((held.responder, held.rejections));
-        }
+    fn commit(&mut self, changed: &Changed) {
         let old = self.shared.state.load_full();
-        let snapshot = Arc::new(self.writer.snapshot().clone());
+        let snapshot = Arc::new(self.staging.writer.snapshot().clone());
         self.shared.state.commit(snapshot.clone());
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {
             let ended = rejudge(&snapshot, &self.shared.observer.connections);
@@ -175,35 +141,15 @@ impl Staging {
                 tracing::info!(ended, "connections that policy no longer allows were ended");
             }
         }
-        self.evict(&old, &changed);
-        for (responder, rejections) in answers {
-            answer(responder, rejections, &self.shared);
-        }
-        if TYPES.iter().all(|t| self.committed.contains(*t)) {
-            self.waiting = None;
-        }
+        self.evict(&old, &snapshot, changed);
+        self.waiting = None;
         let (workloads, services, policies) = snapshot.sizes();
         tracing::debug!(generation = snapshot.generation(), workloads, services, policies, "committed");
     }
 
     /// Tunnels to an address whose workload is gone or is another one now must not serve new streams (trap 18).
-    fn evict(&self, old: &culvert_model::snapshot::Snapshot, changed: &Changed) {
-        let stale: HashSet<IpAddr> = changed
-            .workloads
-            .iter()
-            .filter(|(_, change)| *change != Change::Added)
-            .filter_map(|(uid, _)| {
-                let before = old.workload_by_uid(uid)?;
-                let after = self.writer.snapshot().workload_by_uid(uid);
-                let same = after.is_some_and(|after| {
-                    after.identity == before.identity
-                        && after.addresses == before.addresses
-                        && after.tunnel_protocol == before.tunnel_protocol
-                });
-                (!same).then(|| before.addresses.to_vec())
-            })
-            .flatten()
-            .collect();
+    fn evict(&self, old: &Snapshot, new: &Snapshot, changed: &Changed) {
+        let stale = moved(old, new, changed);
         if stale.is_empty() {
             return;
         }
@@ -215,19 +161,109 @@ impl Staging {
     }
 }
 
+/// Addresses at which somebody else answers now, or nobody, or another protocol.
+fn moved(old: &Snapshot, new: &Snapshot, changed: &Changed) -> HashSet<IpAddr> {
+    let same = |before: &Workload, after: &Workload| {
+        after.identity == before.identity
+            && after.addresses == before.addresses
+            && after.tunnel_protocol == before.tunnel_protocol
+    };
+    changed
+        .workloads
+        .iter()
+        .filter(|(_, change)| *change != Change::Added)
+        .filter_map(|(uid, _)| {
+            let before = old.workload_by_uid(uid)?;
+            let kept = new.workload_by_uid(uid).is_some_and(|after| same(before, after));
+            (!kept).then(|| before.addresses.to_vec())
+        })
+        .flatten()
+        .collect()
+}
+
+/// What has arrived and is not yet in force; `R` is how a delivery is answered.
+struct Staging<R> {
+    writer: SnapshotWriter,
+    gate: Gate,
+    /// Acknowledged parts of a push whose end is still to come: the server does not send them again.
+    parts: Vec<Update>,
+    /// Complete for their type, to be acknowledged with the commit.
+    held: Vec<Held<R>>,
+    /// Types of which a whole push has been applied.
+    applied: HashSet<String>,
+    /// Applied and not yet put in force.
+    changed: Changed,
+}
+
+struct Held<R> {
+    type_url: String,
+    update: Update,
+    rejections: Vec<Rejection>,
+    responder: R,
+}
+
+/// What follows from a delivery.
+struct Staged<R> {
+    /// The writer's snapshot is to be put in force; how it differs from the one before.
+    commit: Option<Changed>,
+    /// To be answered afterwards.
+    answers: Vec<(R, Vec<Rejection>)>,
+}
+
+impl<R> Staging<R> {
+    fn new() -> Self {
+        Self {
+            writer: SnapshotWriter::new(),
+            gate: Gate::new(TYPES),
+            parts: Vec::new(),
+            held: Vec::new(),
+            applied: HashSet::new(),
+            changed: Changed::default(),
+        }
+    }
+
+    /// A new connection: what was held was not acknowledged, so the control plane sends it again.
+    fn connected(&mut self) {
+        self.gate.connected();
+        self.held.clear();
+    }
+
+    fn delivered(&mut self, delivery: Delivery, responder: R) -> Staged<R> {
+        let verdict = self.gate.delivered(&delivery);
+        let type_url = delivery.type_url.clone();
+        let (update, rejections) = decode(delivery);
+        if matches!(verdict, Verdict::Acknowledge) {
+            self.parts.push(update);
+            return Staged { commit: None, answers: vec![(responder, rejections)] };
+        }
+        self.held.push(Held { type_url, update, rejections, responder });
+        match verdict {
+            Verdict::Commit => self.apply(),
+            Verdict::Acknowledge | Verdict::Hold => Staged { commit: None, answers: Vec::new() },
+        }
+    }
+
+    fn apply(&mut self) -> Staged<R> {
+        let mut answers = Vec::new();
+        for part in self.parts.drain(..) {
+            extend(&mut self.changed, self.writer.apply(part).changed);
+        }
+        for held in self.held.drain(..) {
+            extend(&mut self.changed, self.writer.apply(held.update).changed);
+            self.applied.insert(held.type_url);
+            answers.push((held.responder, held.rejections));
+        }
+        // Another control plane sends each type by itself, workloads first. Until there are policies too, nothing is in
+        // force: a workload without them would let everyone in.
+        let whole = TYPES.iter().all(|type_url| self.applied.contains(*type_url));
+        Staged { commit: whole.then(|| std::mem::take(&mut self.changed)), answers }
+    }
+}
+
 fn extend(changed: &mut Changed, more: Changed) {
     changed.workloads.extend(more.workloads);
     changed.services.extend(more.services);
     changed.policies.extend(more.policies);
-}
-
-fn answer(responder: Responder, rejections: Vec<Rejection>, shared: &Shared) {
-    if rejections.is_empty() {
-        shared.observer.metrics.xds_accepted.inc();
-    } else {
-        shared.observer.metrics.xds_rejected.inc();
-    }
-    responder.accept_except(rejections);
 }
 
 fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
@@ -261,3 +297,7 @@ fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
     }
     (update, rejections.into_iter().map(|(name, reason)| Rejection { name, reason }).collect())
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;
