@@ -165,6 +165,22 @@ mod tests {
         assert!(read(&message, &name("db.example"), QueryFamily::V4).is_err());
     }
 
+    /// Z42: asked of the pod's upstream; what a datagram does not hold is asked for again over TCP.
+    #[tokio::test]
+    async fn long_answers_come_over_tcp() {
+        let tasks = culvert_runtime::tasks::Tasks::new("test");
+        let fake = crate::dns::fake::fake(&tasks, crate::dns::fake::many).await;
+        let netns = std::sync::Arc::new(culvert_net::netns::NetNs::current().unwrap());
+        let upstream = Upstream::new([fake.address].into(), netns);
+        let answer = ask(&upstream, "db.example", QueryFamily::V4, |_| false).await.unwrap();
+        assert_eq!(answer.addresses.len(), 300);
+        assert_eq!(answer.addresses[0], IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(answer.ttl, Duration::from_secs(60));
+        assert_eq!(fake.asked.load(std::sync::atomic::Ordering::Relaxed), 2, "once each way");
+        assert!(ask(&upstream, "db.example", QueryFamily::V4, |_| true).await.is_err(), "nobody to ask");
+        tasks.abort_all();
+    }
+
     /// A name from a resource may be anything.
     #[test]
     fn what_is_no_name() {

@@ -4,6 +4,8 @@
 //! the proxy itself, where a workload has a name instead of an address (Z42).
 
 mod answer;
+#[cfg(test)]
+mod fake;
 mod lookup;
 mod names;
 mod server;

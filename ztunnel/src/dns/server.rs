@@ -193,3 +193,7 @@ impl DnsServer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

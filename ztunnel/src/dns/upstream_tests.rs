@@ -1,92 +1,12 @@
-use std::sync::atomic::AtomicU32;
-
 use culvert_runtime::tasks::Tasks;
-use tokio::net::TcpListener;
 
 use super::*;
+use crate::dns::fake::{Behaviour, Fake, answer, failing, fake, good, huge, no_such_name, refusing, silent};
 use crate::world::{serve, service, snapshot, workload};
 
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0\0\x01\0\x01";
 /// Short, so that the tests are; long enough for a loaded machine to answer over loopback.
 const SHORT: Patience = Patience { server: Duration::from_millis(300), all: Duration::from_millis(900) };
-
-/// What a fake server does with a query: its answer, if any.
-type Behaviour = fn(&[u8]) -> Option<Vec<u8>>;
-
-struct Fake {
-    address: SocketAddr,
-    asked: Arc<AtomicU32>,
-}
-
-fn answer(query: &[u8], code: u8) -> Vec<u8> {
-    let mut answer = query.to_vec();
-    answer[2] |= 0x80;
-    answer[3] |= 0x80 | code;
-    answer
-}
-
-fn good(query: &[u8]) -> Option<Vec<u8>> {
-    Some(answer(query, 0))
-}
-
-fn silent(_: &[u8]) -> Option<Vec<u8>> {
-    None
-}
-
-fn failing(query: &[u8]) -> Option<Vec<u8>> {
-    Some(answer(query, 2))
-}
-
-fn refusing(query: &[u8]) -> Option<Vec<u8>> {
-    Some(answer(query, 5))
-}
-
-fn no_such_name(query: &[u8]) -> Option<Vec<u8>> {
-    Some(answer(query, 3))
-}
-
-/// Says more than fits a datagram.
-fn huge(query: &[u8]) -> Option<Vec<u8>> {
-    let mut answer = answer(query, 0);
-    answer[7] = 200; // answers
-    answer.resize(6000, 0);
-    Some(answer)
-}
-
-/// A server on UDP and TCP of one loopback port.
-async fn fake(tasks: &Tasks, behaviour: Behaviour) -> Fake {
-    let (udp, tcp) = loop {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
-            break (udp, tcp);
-        }
-    };
-    let fake = Fake { address: udp.local_addr().unwrap(), asked: Arc::default() };
-    let asked = fake.asked.clone();
-    tasks.spawn("fake udp", async move {
-        let mut buffer = [0; 1024];
-        while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
-            asked.fetch_add(1, Ordering::Relaxed);
-            if let Some(answer) = behaviour(&buffer[..length]) {
-                udp.send_to(&answer, from).await.unwrap();
-            }
-        }
-    });
-    let asked = fake.asked.clone();
-    tasks.spawn("fake tcp", async move {
-        while let Ok((mut stream, _)) = tcp.accept().await {
-            asked.fetch_add(1, Ordering::Relaxed);
-            let length = stream.read_u16().await.unwrap();
-            let mut query = vec![0; length.into()];
-            stream.read_exact(&mut query).await.unwrap();
-            if let Some(answer) = behaviour(&query) {
-                stream.write_u16(answer.len() as u16).await.unwrap();
-                stream.write_all(&answer).await.unwrap();
-            }
-        }
-    });
-    fake
-}
 
 async fn fakes(tasks: &Tasks, behaviours: &[Behaviour]) -> (Vec<Fake>, Upstream) {
     let mut fakes = Vec::new();
