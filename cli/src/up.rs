@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::{signal, telemetry};
+use culvert_sandbox::caughtup::caught_up;
 use culvert_sandbox::process::Record;
 use culvert_sandbox::report::Report;
 use culvert_sandbox::state::{self, StateDir};
@@ -115,7 +117,7 @@ fn wait_until_settled(mut child: Child, state: &StateDir, timeout: Duration) -> 
         // A crashed run may have left a report: only the child's own counts.
         let report = state::read_json::<Report>(&state.report()).ok().flatten();
         let report = report.filter(|report| report.supervisor.pid == pid);
-        if let Some(report) = report.as_ref().filter(|report| report.settled) {
+        if let Some(report) = report.as_ref().filter(|report| ready(state, report)) {
             println!("{}", summary(report));
             return Ok(ExitCode::SUCCESS);
         }
@@ -131,7 +133,15 @@ fn wait_until_settled(mut child: Child, state: &StateDir, timeout: Duration) -> 
 
 fn settled(state: &StateDir, supervisor: &Record) -> Option<Report> {
     let report = state::read_json::<Report>(&state.report()).ok().flatten()?;
-    (report.settled && report.supervisor == *supervisor).then_some(report)
+    (report.supervisor == *supervisor && ready(state, &report)).then_some(report)
+}
+
+/// Everything has come up, and the proxies have heard of it: the first connection finds its endpoints.
+fn ready(state: &StateDir, report: &Report) -> bool {
+    // A controller that tells nothing cannot be waited for.
+    let heard =
+        || caught_up(state, report).unwrap_or_else(|error| error.kind() == ErrorKind::ConnectionRefused);
+    report.settled && heard()
 }
 
 fn summary(report: &Report) -> String {

@@ -4,6 +4,7 @@
 //! ([`serviceproxy`]) and cluster DNS ([`dns`]) for a directory of ordinary manifests. `culvert up`, the demo and the tests
 //! use it. Root is needed. Nothing here touches the machine's own interfaces, routes, rules or settings.
 
+pub mod caughtup;
 pub mod cleanup;
 pub mod cluster;
 pub mod container;
