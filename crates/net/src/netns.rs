@@ -10,9 +10,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::netlink::NetlinkSocket;
 
 /// The namespace of the calling thread. Not `/proc/self`, which is that of the process's first thread.
 const CURRENT: &str = "/proc/thread-self/ns/net";
@@ -38,6 +41,7 @@ impl std::fmt::Display for NetNsId {
 pub struct NetNs {
     file: File,
     id: NetNsId,
+    netfilter: Mutex<Option<NetlinkSocket>>,
 }
 
 impl NetNs {
@@ -94,7 +98,7 @@ impl NetNs {
         if crate::sys::namespace_kind(file.as_fd())? != libc::CLONE_NEWNET {
             return Err(not_netns());
         }
-        Ok(Self { file, id })
+        Ok(Self { file, id, netfilter: Mutex::default() })
     }
 
     /// Which namespace this is.
@@ -108,7 +112,25 @@ impl NetNs {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, id: self.id })
+        Ok(Self { file: self.file.try_clone()?, id: self.id, netfilter: Mutex::default() })
+    }
+
+    /// Calls `f` with a netfilter socket of this namespace, which stays open until the value is dropped or `f` fails in a way that may
+    /// leave answers behind. Closing one waits until the kernel has disposed of every rule that was removed, by whomever: some
+    /// 10 to 30 ms just after a flush, which is when there is no time.
+    pub(crate) fn netfilter<T>(&self, f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>) -> io::Result<T> {
+        let mut kept = self.netfilter.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken out: if `f` panics, so that its socket is in an unknown state, it is gone.
+        let mut socket = match kept.take() {
+            Some(socket) => socket,
+            None => self.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?,
+        };
+        let outcome = f(&mut socket);
+        // "No such table" is an answer.
+        if outcome.as_ref().err().is_none_or(|e| e.raw_os_error() == Some(libc::ENOENT)) {
+            *kept = Some(socket);
+        }
+        outcome
     }
 
     /// Runs `f` with the calling thread inside this namespace, then returns to the one it was in. If the thread is there

@@ -166,8 +166,8 @@ impl NetlinkSocket {
         sys::set_option(self.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)
     }
 
-    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
-        self.inner.set_nonblocking(true)
+    pub(crate) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.inner.set_nonblocking(nonblocking)
     }
 
     /// Reserves `count` sequence numbers and returns the first.

@@ -153,11 +153,15 @@ impl Batch {
         if self.operations.len() > MAX_OPERATIONS {
             return Err(NftError::TooLarge(self.operations.len()));
         }
-        let mut socket = ns.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?;
         let count = self.operations.len() as u32;
-        let first = socket.sequence(count + 2);
-        socket.send(&self.encode(first))?;
-        self.outcome(&socket, first)
+        ns.netfilter(|socket| {
+            let first = socket.sequence(count + 2);
+            socket.send(&self.encode(first))?;
+            socket.set_nonblocking(true)?;
+            let outcome = self.outcome(socket, first);
+            socket.set_nonblocking(false)?;
+            outcome
+        })?
     }
 
     fn encode(&self, first: u32) -> Vec<u8> {
@@ -172,36 +176,39 @@ impl Batch {
         out
     }
 
-    /// Reads the answers. The kernel handles a batch inside the send, so all of them are there already.
-    fn outcome(&self, socket: &NetlinkSocket, first: u32) -> Result<(), NftError> {
-        socket.set_nonblocking()?;
-        let mut acknowledged = 0;
+    /// Reads the answers. The kernel handles a batch inside the send, so all of them are there already. The outer error is one of
+    /// the socket.
+    fn outcome(&self, socket: &NetlinkSocket, first: u32) -> io::Result<Result<(), NftError>> {
+        let (mut acknowledged, mut refused) = (0, None);
         loop {
             let data = match socket.recv() {
                 Ok(data) => data,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
             for message in messages(&data) {
+                let index = message.seq.wrapping_sub(first) as usize;
                 match message.outcome() {
+                    // What was asked earlier is of no interest.
+                    _ if index > self.operations.len() + 1 => {}
                     Some(Ok(())) => acknowledged += 1,
-                    Some(Err(refusal)) => {
-                        let index = message.seq.wrapping_sub(first).wrapping_sub(1) as usize;
-                        // An error for the opening message is one of the commit as a whole.
-                        let operation =
-                            self.operations.get(index).map_or("commit the transaction", |(name, _)| name);
-                        return Err(NftError::Refused {
-                            operation: operation.to_owned(),
-                            detail: refusal.detail.clone().map(|d| format!(" ({d})")).unwrap_or_default(),
-                            source: refusal.into(),
-                        });
-                    }
-                    None => {}
+                    // The first one is the cause.
+                    Some(Err(refusal)) if refused.is_none() => refused = Some((index, refusal)),
+                    _ => {}
                 }
             }
         }
+        if let Some((index, refusal)) = refused {
+            // An error for the opening message is one of the commit as a whole.
+            let named = index.checked_sub(1).and_then(|index| self.operations.get(index));
+            return Ok(Err(NftError::Refused {
+                operation: named.map_or("commit the transaction", |(name, _)| name).to_owned(),
+                detail: refusal.detail.clone().map(|d| format!(" ({d})")).unwrap_or_default(),
+                source: refusal.into(),
+            }));
+        }
         let sent = self.operations.len();
-        if acknowledged == sent { Ok(()) } else { Err(NftError::Unacknowledged { acknowledged, sent }) }
+        Ok(if acknowledged == sent { Ok(()) } else { Err(NftError::Unacknowledged { acknowledged, sent }) })
     }
 
     fn push(&mut self, operation: String, kind: u16, flags: u16, fill: impl FnOnce(&mut Attrs)) -> &mut Self {

@@ -25,7 +25,10 @@ pub struct Installed {
 /// # Errors
 /// `ENOENT` when the table, or a set, is not there.
 pub fn read_table(ns: &NetNs, table: &str, sets: &[&str]) -> io::Result<Installed> {
-    let mut socket = ns.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?;
+    ns.netfilter(|socket| read(socket, table, sets))
+}
+
+fn read(socket: &mut NetlinkSocket, table: &str, sets: &[&str]) -> io::Result<Installed> {
     let payloads = |answers: Answers| -> Vec<Vec<u8>> {
         // After the netlink header come 4 bytes of the subsystem's own.
         answers.into_iter().filter_map(|(_, p)| p.get(4..).map(<[u8]>::to_vec)).collect()

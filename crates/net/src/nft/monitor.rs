@@ -38,7 +38,7 @@ impl Monitor {
     pub fn open(ns: &NetNs) -> io::Result<Self> {
         let socket = ns.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?;
         socket.join(code::MULTICAST_GROUP)?;
-        socket.set_nonblocking()?;
+        socket.set_nonblocking(true)?;
         Ok(Self { socket: sys::watch(socket.into_inner(), Interest::READABLE)? })
     }
 
