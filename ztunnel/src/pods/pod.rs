@@ -133,11 +133,8 @@ impl Pod {
             pools,
             drain: trigger,
         });
-        pod.shared
-            .certificates
-            .prefetch(&pod.identity)
-            .map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))?;
         pod.serve(sockets, &watcher);
+        pod.prefetch();
         Ok(pod)
     }
 
@@ -188,6 +185,18 @@ impl Pod {
         self.tasks.spawn_on(&self.shared.workers[home], "dns", async move {
             if let Err(error) = dns.serve(sockets.dns) {
                 tracing::error!(%error, "a pod's DNS cannot be served");
+            }
+        });
+    }
+
+    /// Has a certificate at hand before the first connection asks (Z90). Once the control plane names the workload, the
+    /// authority knows the pod too; asking before that would be refused, and the next try would be late.
+    fn prefetch(self: &Arc<Self>) {
+        let pod = self.clone();
+        self.tasks.spawn("certificate", async move {
+            while pod.workload().await.is_none() {}
+            if let Err(error) = pod.shared.certificates.prefetch(&pod.identity) {
+                tracing::warn!(pod = %pod.workload_uid, %error, "no certificate ahead of need");
             }
         });
     }
