@@ -1,0 +1,203 @@
+//! Redirect rules that somebody takes away or alters: noticed, the pod held on its node, mended; what leaks is counted. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+mod agent_support;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_support::{World, eventually, ip, ns_path, run_in};
+use culvert_net::NetNs;
+use culvert_net::nft::{Batch, Rule, read_table};
+use culvert_net::redirect::{RedirectConfig, Verdict, verify};
+use culvert_net::{hold, link};
+use serde_json::json;
+
+/// One at a time: they measure, and the machine may have two processors.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The bound of the issue: plaintext packets leave a pod for no longer than this.
+const WINDOW: Duration = Duration::from_millis(50);
+const SERVER: &str = "10.1.0.2:8080";
+
+/// A node with a pod (10.2.0.2) and a server elsewhere (10.1.0.2).
+fn routed() -> (Arc<NetNs>, Arc<NetNs>, Arc<NetNs>) {
+    let [client, node, pod] = std::array::from_fn(|_| Arc::new(NetNs::create().unwrap()));
+    for ns in [&client, &node, &pod] {
+        ip(ns, "link set lo up");
+    }
+    node.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
+    for (ns, n) in [(&client, 1), (&pod, 2)] {
+        ip(&node, &format!("link add veth{n} type veth peer name eth0 netns {}", ns_path(ns).display()));
+        ip(&node, &format!("addr add 10.{n}.0.1/24 dev veth{n}"));
+        ip(&node, &format!("link set veth{n} up"));
+        ip(ns, &format!("addr add 10.{n}.0.2/24 dev eth0"));
+        ip(ns, "link set eth0 up");
+        ip(ns, &format!("route add default via 10.{n}.0.1"));
+    }
+    (client, node, pod)
+}
+
+fn intact(pod: &NetNs) -> bool {
+    verify(pod, &RedirectConfig::default()).unwrap() == Verdict::Intact
+}
+
+/// Takes connections as fast as they come, so that none is kept out by a full queue.
+fn plaintext_server(client: &NetNs) {
+    let listener = client.run(|| TcpListener::bind(SERVER)).unwrap();
+    thread::spawn(move || while listener.accept().is_ok() {});
+}
+
+/// Opens connections without a pause until told to stop. Gives the times at which those began that went around the proxy; the
+/// others are redirected to a port where nobody listens, hence refused, or held.
+fn knock(pod: Arc<NetNs>, stop: Arc<AtomicBool>) -> Receiver<Instant> {
+    let (seen, leaks) = channel();
+    thread::spawn(move || {
+        let server: SocketAddr = SERVER.parse().unwrap();
+        pod.run(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                if TcpStream::connect_timeout(&server, Duration::from_millis(1)).is_ok() {
+                    let _ = seen.send(begun);
+                }
+            }
+            Ok(())
+        })
+    });
+    leaks
+}
+
+/// Rules flushed by hand, twenty times, while the pod opens connections as fast as it can: each time they are back, and from the first
+/// packet that went around the mesh to the last takes at most 50 ms. The agent runs on a thread of its own, as its process does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushed_rules_leak_for_at_most_50_ms() {
+    let _alone = ALONE.lock().await;
+    let (client, node, netns) = routed();
+    let mut world = World::on(node.clone());
+    world.start();
+    let _proxy = world.proxy().await;
+    let pod = world.pod_in("shop", "pod", netns.clone());
+    world.enabled(&pod).await;
+    assert_eq!(link::node_side(&netns, &node).unwrap(), ["veth2"]);
+    plaintext_server(&client);
+    let stop = Arc::new(AtomicBool::new(false));
+    let leaks = knock(netns.clone(), stop.clone());
+    let mut windows = Vec::new();
+    let mut connections = 0;
+    for _ in 0..20 {
+        let flushed = Instant::now();
+        run_in(&netns, "nft", "flush ruleset");
+        eventually("the rules are back", || intact(&netns)).await;
+        let healed = flushed.elapsed();
+        eventually("the hold is over", || read_table(&node, hold::TABLE, &[]).is_err()).await;
+        let leaked: Vec<Instant> = leaks.try_iter().collect();
+        connections += leaked.len();
+        // From the first to the last: the program that flushes takes its time before it does.
+        let window = leaked.last().map_or(Duration::ZERO, |last| *last - leaked[0]);
+        windows.push((window, healed));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let worst = windows.iter().map(|(window, _)| *window).max().unwrap();
+    let healed = windows.iter().map(|(_, healed)| *healed).max().unwrap();
+    println!(
+        "20 flushes: {connections} connections leaked, over at most {worst:?} each; rules back after at most {healed:?}, the flush's own process included"
+    );
+    assert!(worst <= WINDOW, "{windows:?}");
+    assert!(world.is_enabled(&pod));
+    world.stop().await;
+}
+
+/// Whatever is altered is mended: a rule added or a chain flushed (noticed at once), a routing rule or route removed (noticed at the
+/// next look). A table of somebody else's is left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn altered_rules_are_mended() {
+    let _alone = ALONE.lock().await;
+    let (_client, node, netns) = routed();
+    let mut world = World::on(node);
+    world.start();
+    let _proxy = world.proxy().await;
+    let pod = world.pod_in("shop", "pod", netns.clone());
+    world.enabled(&pod).await;
+    let mut pass = Batch::new();
+    pass.add_rule("culvert", "nat_output", &Rule::new("let all pass").accept());
+    pass.commit(&netns).unwrap();
+    eventually("the added rule is gone", || intact(&netns)).await;
+    run_in(&netns, "nft", "flush chain inet culvert nat_output");
+    eventually("the flushed chain is full", || intact(&netns)).await;
+    run_in(&netns, "nft", "add table inet theirs");
+    ip(&netns, "rule del pref 32764");
+    eventually("the routing rule is back", || intact(&netns)).await;
+    ip(&netns, "route flush table 100");
+    eventually("the route is back", || intact(&netns)).await;
+    assert!(run_in(&netns, "nft", "list tables").contains("theirs"));
+    // Changed settings are no alteration, nor is leaving.
+    world.describe(&pod, &json!({}), &json!({"ambient.istio.io/dns-capture": "false"}), false);
+    let without_dns = RedirectConfig { dns_port: None, ..RedirectConfig::default() };
+    eventually("the setting holds", || verify(&netns, &without_dns).unwrap() == Verdict::Intact).await;
+    world.namespace("shop", "none");
+    eventually("nothing is left", || verify(&netns, &without_dns).unwrap() == Verdict::Missing).await;
+    world.stop().await;
+}
+
+/// Rules that cannot be mended: the pod stays held, and its report stops saying that it is enabled. Here a chain of somebody else's
+/// with the name of ours, which cannot be replaced while a program of that owner lives: `owner` tables belong to one netlink socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_rules_cannot_be_mended_stays_held() {
+    let _alone = ALONE.lock().await;
+    let (_client, node, netns) = routed();
+    let mut world = World::on(node.clone());
+    world.start();
+    let _proxy = world.proxy().await;
+    let pod = world.pod_in("shop", "pod", netns.clone());
+    world.enabled(&pod).await;
+    let script = "delete table inet culvert\nadd table inet culvert { flags owner; }\n";
+    let file = world.path("owner.nft");
+    std::fs::write(&file, script).unwrap();
+    // Interactive, so that it keeps its socket, and with it the table, until its input ends.
+    let mut owner = netns
+        .run(|| {
+            Command::new("nft")
+                .arg("-i")
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+        })
+        .unwrap();
+    {
+        use std::io::Write;
+        let line = format!("include \"{}\"\n", file.display());
+        owner.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+        owner.stdin.as_mut().unwrap().flush().unwrap();
+    }
+    eventually("it is no longer enabled", || {
+        world.report(&pod).is_some_and(|(is, why)| is == "pending" && why.is_some())
+    })
+    .await;
+    assert!(read_table(&node, hold::TABLE, &[]).is_ok());
+    assert!(!intact(&netns));
+    drop(owner.stdin.take());
+    owner.wait().unwrap();
+    world.enabled(&pod).await;
+    eventually("the hold is over", || read_table(&node, hold::TABLE, &[]).is_err()).await;
+    world.stop().await;
+}
+
+/// An agent that ended in the middle of a hold: the next one mends the rules and releases the pod.
+#[tokio::test]
+async fn a_hold_of_a_former_agent_is_released() {
+    let _alone = ALONE.lock().await;
+    let (_client, node, netns) = routed();
+    let mut world = World::on(node.clone());
+    let pod = world.pod_in("shop", "pod", netns.clone());
+    hold::set(&node, &["veth2".to_owned()].into()).unwrap();
+    world.start();
+    let _proxy = world.proxy().await;
+    world.enabled(&pod).await;
+    eventually("the hold is over", || read_table(&node, hold::TABLE, &[]).is_err()).await;
+    world.stop().await;
+}
