@@ -19,4 +19,8 @@ pub mod state;
 pub mod tls;
 
 #[cfg(test)]
+mod authority;
+#[cfg(test)]
+mod pod_tests;
+#[cfg(test)]
 mod world;

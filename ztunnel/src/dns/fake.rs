@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use culvert_net::netns::NetNs;
 use culvert_runtime::tasks::Tasks;
 use hickory_proto::op::{Message, OpCode};
 use hickory_proto::rr::rdata::A;
@@ -22,6 +23,7 @@ pub struct Fake {
     pub asked: Arc<AtomicU32>,
 }
 
+/// The query as an answer with this code.
 pub fn answer(query: &[u8], code: u8) -> Vec<u8> {
     let mut answer = query.to_vec();
     answer[2] |= 0x80;
@@ -29,22 +31,27 @@ pub fn answer(query: &[u8], code: u8) -> Vec<u8> {
     answer
 }
 
+/// No error, and nothing else.
 pub fn good(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer(query, 0))
 }
 
+/// Says nothing.
 pub fn silent(_: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
+/// SERVFAIL.
 pub fn failing(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer(query, 2))
 }
 
+/// REFUSED.
 pub fn refusing(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer(query, 5))
 }
 
+/// NXDOMAIN.
 pub fn no_such_name(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer(query, 3))
 }
@@ -59,12 +66,22 @@ pub fn huge(query: &[u8]) -> Option<Vec<u8>> {
 
 /// A server on UDP and TCP of one loopback port.
 pub async fn fake(tasks: &Tasks, behaviour: Behaviour) -> Fake {
-    let (udp, tcp) = loop {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
-            break (udp, tcp);
+    fake_in(&NetNs::current().unwrap(), tasks, behaviour)
+}
+
+/// The same, inside a namespace.
+pub fn fake_in(netns: &NetNs, tasks: &Tasks, behaviour: Behaviour) -> Fake {
+    let bind = || loop {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        // The same number may be taken for TCP.
+        if let Ok(tcp) = std::net::TcpListener::bind(udp.local_addr()?) {
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            return Ok((udp, tcp));
         }
     };
+    let (udp, tcp) = netns.run(bind).unwrap();
+    let (udp, tcp) = (UdpSocket::from_std(udp).unwrap(), TcpListener::from_std(tcp).unwrap());
     let fake = Fake { address: udp.local_addr().unwrap(), asked: Arc::default() };
     let asked = fake.asked.clone();
     tasks.spawn("fake udp", async move {
@@ -92,13 +109,13 @@ pub async fn fake(tasks: &Tasks, behaviour: Behaviour) -> Fake {
     fake
 }
 
-/// 300 addresses, 192.0.2.1 first: more than fits a datagram.
+/// 300 addresses, 127.0.0.9 first: more than fits a datagram.
 pub fn many(query: &[u8]) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).unwrap();
     let mut answer = Message::response(query.metadata.id, OpCode::Query);
     answer.add_queries(query.queries.iter().cloned());
     let owner = query.queries[0].name().clone();
-    let address = |n: u32| A(std::net::Ipv4Addr::from(0xc000_0201 + n));
+    let address = |n: u32| A(std::net::Ipv4Addr::from(0x7f00_0009 + n));
     answer.insert_answers(
         (0..300).map(|n| Record::from_rdata(owner.clone(), 60, RData::A(address(n)))).collect(),
     );

@@ -5,7 +5,7 @@
 
 mod answer;
 #[cfg(test)]
-mod fake;
+pub mod fake;
 mod lookup;
 mod names;
 mod server;

@@ -10,4 +10,6 @@ mod target;
 
 pub use accept::serve as serve_hbone;
 pub use plaintext::serve as serve_plaintext;
+#[cfg(test)]
+pub use proxy_protocol::header as proxy_header;
 pub use rejudge::rejudge;

@@ -1,34 +1,29 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use culvert_hbone::config::ServerConfig;
 use culvert_hbone::pool::{Pool, PoolConfig};
 use culvert_hbone::server::Server;
-use culvert_identity::bundle::TrustBundle;
 use culvert_identity::certificate::WorkloadCertificate;
-use culvert_identity::tls::{client_config, provider, server_config};
+use culvert_identity::tls::{client_config, server_config};
 use culvert_identity::verify::TrustDomains;
 use culvert_runtime::tasks::Tasks;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use parking_lot::Mutex;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, IsCa, KeyPair, KeyUsagePurpose,
-    SanType,
-};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::authority::Authority;
 use crate::headers::{X_FORWARDED_NETWORK, inner};
 use crate::world::identity;
 
 /// Two networks: this side's client, the other side's gateway and, behind it, one endpoint.
 struct World {
     tasks: Tasks,
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    authority: Arc<Authority>,
     dials: AtomicUsize,
     /// What the gateway and the endpoint heard, in order: who, authority, headers.
     heard: Mutex<Vec<Heard>>,
@@ -46,14 +41,9 @@ struct Endpoint {
 
 impl World {
     fn new() -> Arc<Self> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "test");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Arc::new(Self {
             tasks: Tasks::new("test"),
-            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            authority: Authority::new(),
             dials: AtomicUsize::new(0),
             heard: Mutex::default(),
             endpoints: Mutex::default(),
@@ -61,19 +51,7 @@ impl World {
     }
 
     fn certificate(&self, account: &str) -> Arc<WorkloadCertificate> {
-        let identity = identity("shop", account);
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let roots = TrustBundle::from_der(vec![self.issuer.der().clone()]).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = provider().key_provider.load_private_key(key).unwrap();
-        let now = SystemTime::now();
-        let certificate = WorkloadCertificate::assemble(&identity, key, vec![leaf], Arc::new(roots), 1, now);
-        Arc::new(certificate.unwrap())
+        self.authority.certificate(&identity("shop", account))
     }
 
     fn endpoint(&self, account: &str, answer: StatusCode) {

@@ -1,0 +1,363 @@
+//! A pod as it runs: real sockets in a namespace of its own, a fake authority, and no control plane. As root only.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use clap::Parser;
+use culvert_hbone::client::{Client, ClientHandle, TunnelRequest};
+use culvert_hbone::config::ClientConfig;
+use culvert_hbone::error::ConnectError;
+use culvert_hbone::io::TunnelIo;
+use culvert_identity::manager::{CertificateManager, ManagerConfig};
+use culvert_identity::tls::{client_config, unnamed};
+use culvert_model::identity::Identity;
+use culvert_model::service::Service;
+use culvert_model::workload::{ApplicationTunnel, TunnelProtocol, Workload};
+use culvert_net::netns::NetNs;
+use culvert_net::redirect::{RedirectConfig, install};
+use culvert_net::socket::{DialOptions, connect};
+use culvert_runtime::clock::SystemClock;
+use culvert_runtime::drain::{self, DrainTrigger};
+use culvert_runtime::readiness::Readiness;
+use culvert_runtime::tasks::Tasks;
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio_rustls::TlsConnector;
+
+use crate::authority::Authority;
+use crate::config::ProxyConfig;
+use crate::dns::fake::{fake_in, many};
+use crate::observe::{Connections, Metrics, Observer};
+use crate::pods::{Pod, PodInfo, Shared};
+use crate::state::State;
+use crate::world::{by_name, identity, serve, service, snapshot, workload};
+
+/// Long enough for a loaded machine; nothing waits for it to pass.
+const SOON: Duration = Duration::from_secs(30);
+const LOCAL: &str = "127.0.0.1";
+
+#[derive(Parser)]
+struct Settings {
+    #[command(flatten)]
+    proxy: ProxyConfig,
+}
+
+/// One pod, `shop/cart`, served.
+struct World {
+    authority: Arc<Authority>,
+    netns: Arc<NetNs>,
+    pod: Arc<Pod>,
+    tasks: Tasks,
+    _drain: DrainTrigger,
+}
+
+/// A namespace with its loopback interface up, and a way out that leads nowhere.
+fn namespace() -> Arc<NetNs> {
+    let netns = NetNs::create().expect("these tests run as root");
+    ip(&netns, "link set lo up");
+    ip(&netns, "link add way type veth peer name out");
+    ip(&netns, "address add 100.64.1.9/24 dev way");
+    ip(&netns, "link set way up");
+    ip(&netns, "link set out up");
+    ip(&netns, "route add default via 100.64.1.1");
+    Arc::new(netns)
+}
+
+/// Another namespace, 100.64.1.1, at the other end of the pod's way out.
+fn neighbour(pod: &NetNs) -> NetNs {
+    let netns = NetNs::create().unwrap();
+    let (process, descriptor) = (std::process::id(), netns.as_fd().as_raw_fd());
+    ip(pod, &format!("link set out netns /proc/{process}/fd/{descriptor}"));
+    ip(&netns, "address add 100.64.1.1/24 dev out");
+    ip(&netns, "link set out up");
+    netns
+}
+
+fn ip(netns: &NetNs, command: &str) {
+    let ran = netns.run(|| Command::new("ip").args(command.split(' ')).status());
+    assert!(ran.unwrap().success(), "ip {command}");
+}
+
+impl World {
+    fn new(
+        workloads: impl IntoIterator<Item = Workload>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Self {
+        Self::start(namespace(), None, workloads, services)
+    }
+
+    fn start(
+        netns: Arc<NetNs>,
+        dns: Option<SocketAddr>,
+        workloads: impl IntoIterator<Item = Workload>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Self {
+        let authority = Authority::new();
+        let mut arguments = vec!["ztunnel".to_owned()];
+        for (name, value) in
+            [("node", "n"), ("xds-address", "-"), ("xds-root-cert", "-"), ("token-file", "-")]
+        {
+            arguments.push(format!("--{name}={value}"));
+        }
+        arguments.extend(dns.map(|server| format!("--dns-upstream={server}")));
+        let (trigger, watcher) = drain::channel();
+        let shared = Arc::new(Shared {
+            config: Settings::parse_from(arguments).proxy,
+            state: Arc::new(State::default()),
+            certificates: Arc::new(CertificateManager::new(
+                authority.clone(),
+                ManagerConfig::default(),
+                Arc::new(SystemClock),
+            )),
+            names: Default::default(),
+            observer: Observer {
+                metrics: Metrics::new(&mut Registry::default()),
+                connections: Arc::new(Connections::default()),
+            },
+            workers: vec![Handle::current()],
+            readiness: Readiness::new(),
+            drain: watcher,
+            next_worker: AtomicUsize::new(0),
+        });
+        shared.state.commit(snapshot(workloads, services));
+        let info = PodInfo { name: "cart".into(), namespace: "shop".into(), service_account: "cart".into() };
+        let pod = Pod::start(shared, info, netns.clone()).unwrap();
+        Self { authority, netns, pod, tasks: Tasks::new("test"), _drain: trigger }
+    }
+
+    /// A listener of the application.
+    fn listen(&self, address: &str) -> TcpListener {
+        let listener = self.netns.run(|| std::net::TcpListener::bind(address)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        TcpListener::from_std(listener).unwrap()
+    }
+
+    async fn dial(&self, from: Option<&str>, to: &str) -> TcpStream {
+        let source = from.map(|from| SocketAddr::new(from.parse().unwrap(), 0));
+        let options = DialOptions { source, ..DialOptions::default() };
+        connect(&self.netns, to.parse().unwrap(), &options, SOON).await.unwrap()
+    }
+
+    /// An HBONE connection of `client` to the pod, from `from`; and the client's address.
+    async fn tunnel(&self, client: &Identity, from: &str) -> (ClientHandle, SocketAddr) {
+        let stream = self.dial(Some(from), "127.0.0.1:15008").await;
+        let address = stream.local_addr().unwrap();
+        let tls = client_config(&self.authority.certificate(client), &[identity("shop", "cart")]);
+        let tls = TlsConnector::from(tls).connect(unnamed(), stream).await.unwrap();
+        let (handle, driver) = Client::handshake(tls, &ClientConfig::default()).await.unwrap();
+        self.tasks.spawn("client", async move {
+            let _ = driver.await;
+        });
+        (handle, address)
+    }
+
+    /// The status that a CONNECT of `client` gets.
+    async fn status(&self, client: &Identity, authority: &str) -> u16 {
+        let (handle, _) = self.tunnel(client, LOCAL).await;
+        match open(&handle, authority).await {
+            Ok(_) => 200,
+            Err(ConnectError::Refused { status, .. }) => status.as_u16(),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    async fn end(self) {
+        self.tasks.abort_all();
+        self.pod.stop().await;
+    }
+}
+
+async fn open(handle: &ClientHandle, authority: &str) -> Result<TunnelIo, ConnectError> {
+    let request = TunnelRequest { authority: authority.to_owned(), ..TunnelRequest::default() };
+    handle.connect(request).await.map(|(stream, _)| TunnelIo::new(stream))
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("it happens soon")
+}
+
+fn cart() -> Workload {
+    workload("shop", "cart", &["100.64.1.9"])
+}
+
+fn client() -> Identity {
+    identity("shop", "client")
+}
+
+/// Z51: the application sees the client's own address. Z27: its half-close, and the answer after it.
+#[tokio::test]
+async fn the_client_is_seen_as_itself() {
+    let world = World::new([cart()], []);
+    let app = world.listen("127.0.0.1:8080");
+    let (handle, _) = world.tunnel(&client(), "127.0.0.2").await;
+    let (stream, accepted) =
+        soon(async { tokio::join!(open(&handle, "127.0.0.1:8080"), app.accept()) }).await;
+    let (mut stream, (mut accepted, from)) = (stream.unwrap(), accepted.unwrap());
+    assert_eq!(from.ip().to_string(), "127.0.0.2");
+    stream.write_all(b"question").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = String::new();
+    soon(accepted.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "question");
+    accepted.write_all(b"answer").await.unwrap();
+    drop(accepted);
+    let mut heard = String::new();
+    soon(stream.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "answer");
+    world.end().await;
+}
+
+/// Z20, Z47, Z49: what a request is answered that does not become a stream.
+#[tokio::test]
+async fn statuses() {
+    let world = World::new([cart()], []);
+    for (authority, status) in [
+        ("127.0.0.1:8081", 503),
+        ("100.64.9.9:8080", 400),
+        ("127.0.0.1:15008", 400),
+        ("nobody.shop.svc.cluster.local:80", 400),
+    ] {
+        assert_eq!(soon(world.status(&client(), authority)).await, status, "{authority}");
+    }
+    world.end().await;
+}
+
+/// A bound workload accepts only its waypoint (design.md): anybody else is answered 401.
+#[tokio::test]
+async fn a_bound_workload_accepts_only_its_waypoint() {
+    const WAYPOINT: &str = "shop/waypoint.shop.svc.cluster.local";
+    let bound = Workload { waypoint: Some(by_name(WAYPOINT)), ..cart() };
+    let waypoint = serve(workload("shop", "waypoint", &["100.64.1.50"]), WAYPOINT, &[(15008, 15008)]);
+    let world = World::new([bound, waypoint], [service(WAYPOINT, &["198.18.128.50"])]);
+    let _app = world.listen("127.0.0.1:8080");
+    assert_eq!(soon(world.status(&client(), "127.0.0.1:8080")).await, 401);
+    assert_eq!(soon(world.status(&identity("shop", "waypoint"), "127.0.0.1:8080")).await, 200);
+    world.end().await;
+}
+
+/// Z55, Z56: plaintext from outside is delivered from its own address, unless the pod is bound to a waypoint: then it is
+/// reset, and nothing of it reaches the application.
+#[tokio::test]
+async fn plaintext_from_outside() {
+    for (waypoint, served) in [(None, true), (Some(by_name("shop/waypoint.shop.svc.cluster.local")), false)] {
+        let world = World::new([Workload { waypoint, ..cart() }], []);
+        install(&world.netns, &RedirectConfig::default()).unwrap();
+        let outside = neighbour(&world.netns);
+        let app = world.listen("100.64.1.9:8080");
+        let to = "100.64.1.9:8080".parse().unwrap();
+        let mut near = soon(connect(&outside, to, &DialOptions::default(), SOON)).await.unwrap();
+        if served {
+            let (mut far, from) = soon(app.accept()).await.unwrap();
+            assert_eq!(from.ip().to_string(), "100.64.1.1");
+            far.write_all(b"answer").await.unwrap();
+            let mut heard = [0; 6];
+            soon(near.read_exact(&mut heard)).await.unwrap();
+            assert_eq!(&heard, b"answer");
+        } else {
+            let cut = soon(near.read_u8()).await.unwrap_err();
+            assert_eq!(cut.kind(), std::io::ErrorKind::ConnectionReset);
+            assert!(tokio::time::timeout(Duration::ZERO, app.accept()).await.is_err());
+        }
+        world.end().await;
+    }
+}
+
+/// Z53: the gateway behind the proxy is told who came and for what, before the first byte, from the pod's own address.
+#[tokio::test]
+async fn proxy_protocol_comes_first() {
+    let tunnel = ApplicationTunnel { proxy_protocol: true, port: 15088 };
+    let world = World::new([Workload { application_tunnel: Some(tunnel), ..cart() }], []);
+    let app = world.listen("127.0.0.1:15088");
+    let (handle, client_address) = world.tunnel(&client(), "127.0.0.2").await;
+    let (stream, accepted) =
+        soon(async { tokio::join!(open(&handle, "198.18.128.9:80"), app.accept()) }).await;
+    let (mut stream, (mut accepted, from)) = (stream.unwrap(), accepted.unwrap());
+    assert_eq!(from.ip().to_string(), LOCAL, "not imitated");
+    stream.write_all(b"question").await.unwrap();
+    let mut expected =
+        crate::inbound::proxy_header(client_address, "198.18.128.9:80".parse().unwrap(), &client());
+    expected.extend_from_slice(b"question");
+    let mut heard = vec![0; expected.len()];
+    soon(accepted.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(heard, expected);
+    world.end().await;
+}
+
+/// A client that gives up while the application is dialled stops the dial: its task ends long before the dial would.
+#[tokio::test]
+async fn a_client_that_gives_up_stops_the_dial() {
+    let world = World::new([cart()], []);
+    // With a full queue and nobody who accepts, a SYN is dropped: the dial waits.
+    let listener = world.netns.run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&"127.0.0.1:8080".parse::<SocketAddr>().unwrap().into())?;
+        socket.listen(0)?;
+        Ok(socket)
+    });
+    let _first = world.dial(None, "127.0.0.1:8080").await;
+    let (handle, _) = world.tunnel(&client(), LOCAL).await;
+    let opening = {
+        let handle = handle.clone();
+        world.tasks.spawn("opening", async move {
+            let _ = open(&handle, "127.0.0.1:8080").await;
+        })
+    };
+    let streams = || world.pod.tasks.names().iter().filter(|name| name.contains("inbound stream")).count();
+    let until = |count| {
+        let streams = &streams;
+        async move {
+            while streams() != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    soon(until(1)).await;
+    opening.abort();
+    let left = tokio::time::timeout(Duration::from_secs(5), until(0)).await;
+    assert!(left.is_ok(), "the dial went on without its client");
+    drop(listener);
+    world.end().await;
+}
+
+/// Z42, Z43: a captured connection to a service whose endpoint is a name goes where the pod's DNS says.
+#[tokio::test]
+async fn a_name_is_looked_up_for_a_connection() {
+    const DB: &str = "shop/db.example";
+    let netns = namespace();
+    let tasks = Tasks::new("dns");
+    let dns = fake_in(&netns, &tasks, one);
+    let endpoint = Workload {
+        hostname: "db.example".into(),
+        tunnel_protocol: TunnelProtocol::None,
+        ..serve(workload("shop", "db", &[]), DB, &[(5432, 5433)])
+    };
+    let world = World::start(netns, Some(dns.address), [cart(), endpoint], [service(DB, &["198.18.128.9"])]);
+    install(&world.netns, &RedirectConfig::default()).unwrap();
+    let app = world.listen("127.0.0.9:5433");
+    for _ in 0..2 {
+        let (mut near, far) =
+            soon(async { tokio::join!(world.dial(None, "198.18.128.9:5432"), app.accept()) }).await;
+        let (mut far, _) = far.unwrap();
+        near.write_all(b"question").await.unwrap();
+        let mut heard = [0; 8];
+        soon(far.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, b"question");
+    }
+    assert_eq!(dns.asked.load(std::sync::atomic::Ordering::Relaxed), 1, "the second connection knew");
+    assert_eq!(world.pod.shared.names.len(), 1);
+    tasks.abort_all();
+    world.end().await;
+}
+
+/// 127.0.0.9 for whatever is asked.
+fn one(query: &[u8]) -> Option<Vec<u8>> {
+    let mut answer = hickory_proto::op::Message::from_vec(&many(query)?).unwrap();
+    answer.answers.truncate(1);
+    Some(answer.to_vec().unwrap())
+}
