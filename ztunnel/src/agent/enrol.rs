@@ -282,6 +282,12 @@ impl<R: Rules> Enroller<R> {
         removed.is_ok() || !other.netns.exists()
     }
 
+    /// Entries of each table: enrolled, namespaces, leaving.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        [self.enrolled.len(), self.namespaces.len(), self.leaving.len()]
+    }
+
     fn report(&self, pod: &Desired, redirection: Redirection, error: Option<String>) {
         let status = RedirectionStatus { redirection, error };
         if let Err(error) = self.reports.set(&pod.uid, &status) {

@@ -5,6 +5,8 @@
 //! `attest` keeps rules in force, `zds` talks to the proxy, `report` tells the control plane.
 
 mod attest;
+#[cfg(test)]
+mod churn_tests;
 mod enrol;
 mod exclusions;
 mod plan;

@@ -143,6 +143,12 @@ impl ZdsServer {
         }
     }
 
+    /// Pods it would tell a new proxy of.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.inner.lock().pods.len()
+    }
+
     async fn connection(self: Arc<Self>, proxy: SeqPacket) {
         let id = {
             let mut inner = self.inner.lock();
