@@ -5,9 +5,12 @@ mod agent_support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
-use agent_support::{Pod, World, eventually, ip};
+use agent_support::{Pod, World, eventually, ip, routed};
 use culvert_net::NetNs;
 use culvert_net::redirect::{self, RedirectConfig, Verdict, verify};
 use serde_json::json;
@@ -78,6 +81,53 @@ async fn running_pods_leave() {
     world.stop().await;
 }
 
+/// U12: what a running pod has open when it joins goes on, in both directions, and when it leaves again; so it does when the agent
+/// restarts in between.
+#[tokio::test]
+async fn open_connections_survive_joining_and_leaving() {
+    let (client, node, netns) = routed();
+    let mut world = World::on(node);
+    let pod = world.pod_in("outside", "pod", netns);
+    let mut open = Vec::new();
+    for (from, to, address) in
+        [(&client, &pod.netns, "10.2.0.2:8080"), (&pod.netns, &client, "10.1.0.2:8080")]
+    {
+        let server = to.run(|| TcpListener::bind(address)).unwrap();
+        let dialed = from.run(|| TcpStream::connect(address)).unwrap();
+        let (served, _) = server.accept().unwrap();
+        dialed.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        served.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        open.push((dialed, served));
+    }
+    let mut go_on = || {
+        let mut buf = [0; 4];
+        for (a, b) in &mut open {
+            a.write_all(b"ping").unwrap();
+            b.read_exact(&mut buf).unwrap();
+            b.write_all(b"pong").unwrap();
+            a.read_exact(&mut buf).unwrap();
+        }
+    };
+    go_on();
+    world.start();
+    let proxy = world.proxy().await;
+    world.namespace("outside", "ambient");
+    world.enabled(&pod).await;
+    go_on();
+    world.stop().await;
+    drop(proxy);
+    world.start();
+    let proxy = world.proxy().await;
+    world.enabled(&pod).await;
+    go_on();
+    world.namespace("outside", "none");
+    world.not_reported(&pod).await;
+    go_on();
+    eventually("nothing is left", || untouched(&pod) && !proxy.has(&pod)).await;
+    go_on();
+    world.stop().await;
+}
+
 /// C26: a pod that ended leaves, though Kubernetes has taken its address away; one without an address waits.
 #[tokio::test]
 async fn pods_that_ended_or_have_no_address_are_not_enrolled() {
@@ -100,7 +150,7 @@ async fn pods_that_ended_or_have_no_address_are_not_enrolled() {
     world.stop().await;
 }
 
-/// C03, C04, C05, C06: host network, sidecar, the tunnel itself, an excluded namespace.
+/// R04, R05. C03, C04, C05, C06: host network, sidecar, the tunnel itself, an excluded namespace.
 #[tokio::test]
 async fn pods_that_never_join() {
     let mut world = World::new();

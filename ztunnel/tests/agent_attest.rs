@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_support::{World, eventually, ip, ns_path, run_in};
+use agent_support::{World, eventually, ip, routed, run_in};
 use culvert_net::NetNs;
 use culvert_net::nft::{Batch, Rule, read_table};
 use culvert_net::redirect::{RedirectConfig, Verdict, verify};
@@ -24,24 +24,6 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// The bound of the issue: plaintext packets leave a pod for no longer than this.
 const WINDOW: Duration = Duration::from_millis(50);
 const SERVER: &str = "10.1.0.2:8080";
-
-/// A node with a pod (10.2.0.2) and a server elsewhere (10.1.0.2).
-fn routed() -> (Arc<NetNs>, Arc<NetNs>, Arc<NetNs>) {
-    let [client, node, pod] = std::array::from_fn(|_| Arc::new(NetNs::create().unwrap()));
-    for ns in [&client, &node, &pod] {
-        ip(ns, "link set lo up");
-    }
-    node.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
-    for (ns, n) in [(&client, 1), (&pod, 2)] {
-        ip(&node, &format!("link add veth{n} type veth peer name eth0 netns {}", ns_path(ns).display()));
-        ip(&node, &format!("addr add 10.{n}.0.1/24 dev veth{n}"));
-        ip(&node, &format!("link set veth{n} up"));
-        ip(ns, &format!("addr add 10.{n}.0.2/24 dev eth0"));
-        ip(ns, "link set eth0 up");
-        ip(ns, &format!("route add default via 10.{n}.0.1"));
-    }
-    (client, node, pod)
-}
 
 fn intact(pod: &NetNs) -> bool {
     verify(pod, &RedirectConfig::default()).unwrap() == Verdict::Intact

@@ -199,6 +199,24 @@ impl World {
     }
 }
 
+/// A node with a pod (10.2.0.2) and a server elsewhere (10.1.0.2).
+pub fn routed() -> (Arc<NetNs>, Arc<NetNs>, Arc<NetNs>) {
+    let [client, node, pod] = std::array::from_fn(|_| Arc::new(NetNs::create().unwrap()));
+    for ns in [&client, &node, &pod] {
+        ip(ns, "link set lo up");
+    }
+    node.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
+    for (ns, n) in [(&client, 1), (&pod, 2)] {
+        ip(&node, &format!("link add veth{n} type veth peer name eth0 netns {}", ns_path(ns).display()));
+        ip(&node, &format!("addr add 10.{n}.0.1/24 dev veth{n}"));
+        ip(&node, &format!("link set veth{n} up"));
+        ip(ns, &format!("addr add 10.{n}.0.2/24 dev eth0"));
+        ip(ns, "link set eth0 up");
+        ip(ns, &format!("route add default via 10.{n}.0.1"));
+    }
+    (client, node, pod)
+}
+
 /// What a proxy was told.
 #[derive(Default)]
 pub struct Seen {
