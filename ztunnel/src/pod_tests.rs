@@ -16,6 +16,7 @@ use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::tls::{client_config, unnamed};
 use culvert_model::identity::Identity;
 use culvert_model::service::Service;
+use culvert_model::snapshot::Snapshot;
 use culvert_model::workload::{ApplicationTunnel, TunnelProtocol, Workload};
 use culvert_net::netns::NetNs;
 use culvert_net::redirect::{RedirectConfig, install};
@@ -74,6 +75,7 @@ fn neighbour(pod: &NetNs) -> NetNs {
     let netns = NetNs::create().unwrap();
     let (process, descriptor) = (std::process::id(), netns.as_fd().as_raw_fd());
     ip(pod, &format!("link set out netns /proc/{process}/fd/{descriptor}"));
+    ip(&netns, "link set lo up");
     ip(&netns, "address add 100.64.1.1/24 dev out");
     ip(&netns, "link set out up");
     netns
@@ -84,21 +86,27 @@ fn ip(netns: &NetNs, command: &str) {
     assert!(ran.unwrap().success(), "ip {command}");
 }
 
+/// What a world is made of.
+struct Setup {
+    authority: Arc<Authority>,
+    netns: Arc<NetNs>,
+    /// The pod's name and account.
+    name: &'static str,
+    dns: Option<SocketAddr>,
+}
+
 impl World {
+    /// The pod `shop/cart`.
     fn new(
         workloads: impl IntoIterator<Item = Workload>,
         services: impl IntoIterator<Item = Service>,
     ) -> Self {
-        Self::start(namespace(), None, workloads, services)
+        let setup = Setup { authority: Authority::new(), netns: namespace(), name: "cart", dns: None };
+        Self::start(setup, snapshot(workloads, services))
     }
 
-    fn start(
-        netns: Arc<NetNs>,
-        dns: Option<SocketAddr>,
-        workloads: impl IntoIterator<Item = Workload>,
-        services: impl IntoIterator<Item = Service>,
-    ) -> Self {
-        let authority = Authority::new();
+    fn start(setup: Setup, known: Arc<Snapshot>) -> Self {
+        let Setup { authority, netns, name, dns } = setup;
         let mut arguments = vec!["ztunnel".to_owned()];
         for (name, value) in
             [("node", "n"), ("xds-address", "-"), ("xds-root-cert", "-"), ("token-file", "-")]
@@ -125,8 +133,8 @@ impl World {
             drain: watcher,
             next_worker: AtomicUsize::new(0),
         });
-        shared.state.commit(snapshot(workloads, services));
-        let info = PodInfo { name: "cart".into(), namespace: "shop".into(), service_account: "cart".into() };
+        shared.state.commit(known);
+        let info = PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
         let pod = Pod::start(shared, info, netns.clone()).unwrap();
         Self { authority, netns, pod, tasks: Tasks::new("test"), _drain: trigger }
     }
@@ -337,7 +345,8 @@ async fn a_name_is_looked_up_for_a_connection() {
         tunnel_protocol: TunnelProtocol::None,
         ..serve(workload("shop", "db", &[]), DB, &[(5432, 5433)])
     };
-    let world = World::start(netns, Some(dns.address), [cart(), endpoint], [service(DB, &["198.18.128.9"])]);
+    let setup = Setup { authority: Authority::new(), netns, name: "cart", dns: Some(dns.address) };
+    let world = World::start(setup, snapshot([cart(), endpoint], [service(DB, &["198.18.128.9"])]));
     install(&world.netns, &RedirectConfig::default()).unwrap();
     let app = world.listen("127.0.0.9:5433");
     for _ in 0..2 {
@@ -353,6 +362,45 @@ async fn a_name_is_looked_up_for_a_connection() {
     assert_eq!(world.pod.shared.names.len(), 1);
     tasks.abort_all();
     world.end().await;
+}
+
+/// Z34, Z41, Z51, Z92: from one pod's application to another's, through both proxies; Z45 differs: the endpoint that cannot
+/// be reached is passed over for the one that can.
+#[tokio::test]
+async fn from_pod_to_pod() {
+    const WEB: &str = "shop/web.shop.svc.cluster.local";
+    let (authority, netns) = (Authority::new(), namespace());
+    let other = Arc::new(neighbour(&netns));
+    ip(&netns, "route add unreachable 100.64.1.77/32");
+    // Nearly always chosen first.
+    let gone = serve(workload("shop", "gone", &["100.64.1.77"]), WEB, &[(80, 8080)]);
+    let gone = Workload { capacity: 1_000_000, ..gone };
+    let web = serve(workload("shop", "web", &["100.64.1.1"]), WEB, &[(80, 8080)]);
+    let known = snapshot([cart(), gone, web], [service(WEB, &["198.18.128.9"])]);
+    let near = Setup { authority: authority.clone(), netns, name: "cart", dns: None };
+    let near = World::start(near, known.clone());
+    let far = World::start(Setup { authority, netns: other, name: "web", dns: None }, known);
+    for world in [&near, &far] {
+        install(&world.netns, &RedirectConfig::default()).unwrap();
+    }
+    let app = far.listen("100.64.1.1:8080");
+    for _ in 0..3 {
+        let (mut asking, answering) =
+            soon(async { tokio::join!(near.dial(None, "198.18.128.9:80"), app.accept()) }).await;
+        let (mut answering, from) = answering.unwrap();
+        assert_eq!(from.ip().to_string(), "100.64.1.9", "the client itself");
+        asking.write_all(b"question").await.unwrap();
+        let mut heard = [0; 8];
+        soon(answering.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, b"question");
+        let live = far.pod.shared.observer.connections.all();
+        assert!(live.iter().all(|live| live.facts.identity == Some(identity("shop", "cart"))), "proven");
+        drop(answering);
+        assert_eq!(soon(asking.read(&mut heard)).await.unwrap(), 0, "its end arrives as an end");
+    }
+    assert_eq!(near.pod.pools[0].stats().connections, 1, "one tunnel for all (Z21)");
+    near.end().await;
+    far.end().await;
 }
 
 /// 127.0.0.9 for whatever is asked.
