@@ -29,11 +29,12 @@ demo: setup-run build ## Run a mesh of network namespaces on this machine and ch
 	$(ROOT) $(BIN)/culvert demo
 
 test: ## Everything a change must pass (what .ci/run runs); installs what it lacks
-	@rm -f $(TARGET)/tiers/summary
+	@rm -rf $(TARGET)/tiers
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory demo-check
+	@cargo run --locked --quiet -p culvert-xtask -- ledger
 	@echo "=== all tiers"; cat $(TARGET)/tiers/summary
 
 test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark

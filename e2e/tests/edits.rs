@@ -78,6 +78,7 @@ fn logged(world: &World, reason: &str, word: &str) -> Result<()> {
 }
 
 fn authorization(world: &World, checks: &mut Checks) {
+    // asserts TRAP8, Z67, Z108
     checks.check(
         "a DENY written to disk cuts a live connection within a second, with the reason in the log",
         || {
@@ -113,11 +114,13 @@ fn mutual_tls(world: &World, checks: &mut Checks) {
     checks.check("STRICT cuts a live plaintext connection within a second", || {
         cut_by(world, OUTSIDER, || world.write("mtls.yaml", &mtls("STRICT")))
     });
+    // asserts Z55
     checks.check("STRICT refuses new plaintext and still serves the mesh", || {
         ensure!(!reaches(world, OUTSIDER)?, "plaintext was let in");
         ensure!(reaches(world, CLIENT)?, "the mesh was refused");
         Ok(())
     });
+    // asserts Z56
     checks.check("PERMISSIVE lets plaintext in again", || {
         world.write("mtls.yaml", &mtls("PERMISSIVE"))?;
         becomes(world, OUTSIDER, true)
@@ -165,6 +168,7 @@ fn enrolment(world: &World, checks: &mut Checks) {
     });
 }
 
+/// TRAP8.
 #[test]
 fn edits_are_enforced_within_a_second() {
     let world = World::builder("edits", env!("CARGO_BIN_EXE_peer"))

@@ -108,6 +108,7 @@ fn both_arrived(seen: &Value) -> Result<()> {
 }
 
 fn half_closes(world: &World, family: Family, checks: &mut Checks) {
+    // asserts Z27
     for verb in ["half-close-client", "half-close-server"] {
         checks
             .check(&format!("{family:?} {verb}"), || compare(world, &Talk::new(verb), family, both_arrived));
@@ -194,6 +195,7 @@ fn refused(seen: &Value) -> Result<()> {
 }
 
 fn nobody_there(world: &World, family: Family, checks: &mut Checks) {
+    // asserts Z25
     let talk = Talk::new("first-byte").port(NOBODY_PORT).untold();
     for (name, side) in [("directly", DIRECT), ("through the mesh", MESH)] {
         checks.check(&format!("{family:?} a port that refuses, {name}"), || {
@@ -260,6 +262,7 @@ fn on_one_node(world: &World, checks: &mut Checks) {
 
 /// That the mesh conversations went through the tunnel, or the comparison says nothing.
 fn through_the_tunnel(world: &World) -> Result<()> {
+    // asserts Z108
     let mut tunnelled = 0;
     for line in world.access_log("node-b")? {
         if line["dst.workload"] == "server" {

@@ -178,6 +178,7 @@ fn authorization_fields() {
     assert!(decode::<security::Authorization>("authorization-global-dry-run").dry_run);
 }
 
+/// Z95.
 #[test]
 fn certificate_and_discovery_fields() {
     let request: ca::IstioCertificateRequest = decode("certificate-request");
@@ -205,6 +206,7 @@ fn certificate_and_discovery_fields() {
     assert!(matches!(address.r#type, Some(workload::address::Type::Workload(_))));
 }
 
+/// TRAP6, C61, C62.
 #[test]
 fn node_agent_fields() {
     use workload::zds::workload_request::Payload;

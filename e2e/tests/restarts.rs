@@ -107,6 +107,7 @@ fn controller(world: &World, checks: &mut Checks) {
         ensure!(stayed["end"] == "limit", "the connection that was open all the time: {stayed}");
         Ok(())
     });
+    // asserts Z98
     checks.check(
         "policy stays in force while the controller is down, and an edit counts when it is back",
         || {
@@ -138,6 +139,7 @@ fn controller(world: &World, checks: &mut Checks) {
 
 /// A successor starts, the predecessor drains: nobody who comes is refused, and nobody who finishes in time is cut.
 fn proxy_is_replaced(world: &World, node: &str, checks: &mut Checks) {
+    // asserts TRAP7, Z08, Z10, Z11
     checks.check(
         &format!("proxy of {node} replaced under load: old connections drain, new ones are served"),
         || {
@@ -194,6 +196,7 @@ fn proxy_is_killed(world: &World, node: &str, checks: &mut Checks) {
     });
 }
 
+/// TRAP7.
 #[test]
 fn programs_come_and_go_under_load() {
     let world = world().expect("a world");

@@ -7,7 +7,9 @@ use anyhow::Context;
 
 pub mod book;
 pub mod layers;
+pub mod ledger;
 pub mod sizes;
+pub mod targets;
 
 /// The repository this was built in.
 pub fn root() -> PathBuf {

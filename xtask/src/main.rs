@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use culvert_xtask::{book, layers, root, sizes};
+use culvert_xtask::{book, layers, ledger, root, sizes};
 
 /// Checks of the repository itself.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Check {
     Sizes,
     /// Every page of the book is in its table of contents, and every link leads somewhere
     Book,
+    /// Every behaviour in e2e/behaviour.toml has a test that names it, and that ran and passed
+    Ledger(ledger::Options),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,12 @@ fn run(cli: &Cli) -> anyhow::Result<Vec<String>> {
     }
     if matches!(cli.check, Check::All | Check::Book) {
         problems.extend(book::check(&root)?);
+    }
+    match cli.check {
+        Check::Ledger(options) => problems.extend(ledger::check(&root, options)?),
+        // What can be known before the tests run.
+        Check::All => problems.extend(ledger::check(&root, ledger::Options::STATIC)?),
+        _ => {}
     }
     Ok(problems)
 }

@@ -215,6 +215,7 @@ fn load_balancing() {
     );
 }
 
+/// TRAP17, R11.
 #[test]
 fn one_services_health_policy_is_not_anothers() {
     let one = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {clusterIP: 10.0.0.1, trafficDistribution: PreferClose, publishNotReadyAddresses: true, ports: [{port: 80}]}\n";
@@ -277,7 +278,7 @@ fn peer(namespace: &str, name: &str, selector: bool, mode: Option<&str>, ports: 
     if text.ends_with("spec:\n") { text.replace("spec:\n", "spec: {}\n") } else { text }
 }
 
-/// The effective mode for each combination of levels, as the policies that enforce it (D39 to D42).
+/// TRAP10. The effective mode for each combination of levels, as the policies that enforce it (D39 to D42).
 #[test]
 fn modes_by_level() {
     const STATIC: &str = "istio-system/istio_converted_static_strict";

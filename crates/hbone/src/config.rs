@@ -130,6 +130,7 @@ impl Default for ClientConfig {
 mod tests {
     use super::*;
 
+    /// Z23.
     #[test]
     fn connection_window_covers_all_streams_within_the_protocol_limit() {
         let windows = Windows::default();

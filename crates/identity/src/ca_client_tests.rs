@@ -116,6 +116,7 @@ async fn ask(client: &GrpcCaClient) -> Result<SignedChain, CaError> {
     client.sign("CSR", &workload("a", "b"), Duration::from_secs(20)).await
 }
 
+/// Z87.
 #[tokio::test]
 async fn a_request_says_who_asks_for_whom() {
     let world = World::new().await;

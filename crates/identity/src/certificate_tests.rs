@@ -112,6 +112,7 @@ fn bytes_after_a_certificate_and_too_many_bytes_are_refused() {
     assert_eq!(peer_identity(&large), Err(PeerError::TooLarge(MAX_CERTIFICATE + 1)));
 }
 
+/// Z85.
 #[test]
 fn nothing_shows_the_key() {
     let text = format!("{:?}", answer(|_| {}).unwrap());

@@ -77,6 +77,7 @@ mod tests {
     use x509_parser::extensions::{GeneralName, ParsedExtension};
     use x509_parser::prelude::FromDer;
 
+    /// Z86.
     #[test]
     fn the_request_has_no_subject_and_one_critical_uri() {
         let identity: Identity = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();

@@ -85,6 +85,7 @@ fn server_showing(ca: &TestCa, params: &rcgen::CertificateParams) -> Arc<ServerC
     Arc::new(config)
 }
 
+/// Z15.
 #[test]
 fn both_ends_know_each_other_afterwards() {
     let ca = TestCa::new("root");
@@ -105,6 +106,7 @@ fn both_ends_know_each_other_afterwards() {
     assert_eq!(done.server.server_name(), None);
 }
 
+/// Z15.
 #[test]
 fn no_session_is_resumed() {
     let ca = TestCa::new("root");
@@ -186,6 +188,7 @@ fn a_wrong_client_is_refused_by_the_server() {
     shake(client_showing(&ca, &leaf_params("spiffe://alias.domain/ns/a/sa/client")), server).unwrap();
 }
 
+/// Z46.
 #[test]
 fn a_client_without_a_certificate_or_without_the_key_is_refused() {
     let ca = TestCa::new("root");
@@ -203,6 +206,7 @@ fn a_client_without_a_certificate_or_without_the_key_is_refused() {
     assert_eq!(shake(Arc::new(thief), server).err().expect("stolen certificate").0, "server");
 }
 
+/// Z15.
 #[test]
 fn a_client_of_another_protocol_is_refused() {
     let ca = TestCa::new("root");

@@ -114,6 +114,7 @@ fn key_usage_is_checked() {
     both_say(judge(|p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]), "key usage");
 }
 
+/// Z92.
 #[test]
 fn a_server_must_be_exactly_whom_we_dialled() {
     for other in
@@ -131,6 +132,7 @@ fn a_server_must_be_exactly_whom_we_dialled() {
     assert!(error.to_string().contains("expected nobody"), "{error}");
 }
 
+/// Z46.
 #[test]
 fn a_client_must_be_of_our_trust_domain_or_an_alias() {
     let [_, client] = judge(|p| p.subject_alt_names = vec![uri("spiffe://old.domain/ns/a/sa/b")]);

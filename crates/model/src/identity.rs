@@ -158,6 +158,7 @@ mod tests {
     }
 
     proptest! {
+        /// Z85.
         #[test]
         fn text_round_trips(domain in "[a-z0-9.-]{1,40}", ns in "[a-z0-9-]{1,40}", sa in "[a-z0-9.-]{1,40}") {
             let identity = Identity::new(domain, ns, sa).unwrap();

@@ -235,6 +235,7 @@ mod tests {
         assert_eq!(b.recv().await.unwrap().unwrap().0, b"next");
     }
 
+    /// C60.
     #[tokio::test]
     async fn a_stale_socket_is_replaced_a_file_is_not_and_paths_may_be_long() {
         let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ use culvert_net::socket::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Z02.
 #[test]
 fn a_thread_always_comes_home() {
     let home = NetNs::current().unwrap().id();

@@ -91,6 +91,7 @@ fn every_expression_is_accepted_and_reads_back_as_written() {
     more.commit(&ns).unwrap();
 }
 
+/// C47.
 #[test]
 fn a_refused_transaction_changes_nothing_and_says_what_was_refused() {
     let ns = NetNs::create().unwrap();

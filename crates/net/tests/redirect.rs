@@ -19,6 +19,7 @@ fn config() -> RedirectConfig {
     RedirectConfig::default()
 }
 
+/// TRAP3, C37, C41, C43.
 #[tokio::test]
 async fn outbound_connections_reach_the_proxy_with_their_destination() {
     let world = World::new();
@@ -34,6 +35,7 @@ async fn outbound_connections_reach_the_proxy_with_their_destination() {
     }
 }
 
+/// C40, Z43.
 #[tokio::test]
 async fn the_proxys_own_connections_are_not_captured() {
     let world = World::new();
@@ -57,6 +59,7 @@ async fn the_proxys_own_connections_are_not_captured() {
     assert_eq!(original_destination(&accepted).unwrap(), target);
 }
 
+/// TRAP3, C37, C43, C44.
 #[tokio::test]
 async fn loopback_and_self_calls_are_not_captured() {
     let world = World::new();
@@ -77,6 +80,7 @@ async fn loopback_and_self_calls_are_not_captured() {
     within(stub.accept()).await.unwrap();
 }
 
+/// C36, C42.
 #[tokio::test]
 async fn probes_the_tunnel_port_and_excluded_ports_are_not_captured_inbound() {
     let world = World::new();
@@ -102,6 +106,7 @@ async fn probes_the_tunnel_port_and_excluded_ports_are_not_captured_inbound() {
     assert_eq!(original_destination(&accepted).unwrap(), addr(POD[1], 8080));
 }
 
+/// C46, R10.
 #[tokio::test]
 async fn exclusions_bypass_and_ipv4_only() {
     let world = World::new();
@@ -142,6 +147,7 @@ async fn exclusions_bypass_and_ipv4_only() {
     assert!(install(&world.pod, &too_many).is_err());
 }
 
+/// C37, C38.
 #[tokio::test]
 async fn dns_goes_to_the_proxy_and_its_own_queries_go_out() {
     let world = World::new();
@@ -203,6 +209,7 @@ fn state(ns: &NetNs) -> String {
     ["rule", "-6 rule", "route show table all", "-6 route show table all"].map(|a| ip(ns, a)).join("\n")
 }
 
+/// C39, C47, C49.
 #[tokio::test]
 async fn removal_leaves_nothing_and_both_ways_are_idempotent() {
     let world = World::new();
@@ -234,6 +241,7 @@ async fn removal_leaves_nothing_and_both_ways_are_idempotent() {
     remove(&world.pod).unwrap();
 }
 
+/// C47.
 #[tokio::test]
 async fn verification_notices_what_somebody_changed() {
     use culvert_net::nft::{Batch, Chain, Rule};
@@ -284,6 +292,7 @@ async fn verification_notices_what_somebody_changed() {
     assert_eq!(check(), Verdict::Intact);
 }
 
+/// C46, Z116.
 #[tokio::test]
 async fn a_namespace_without_ipv6_is_redirected_for_ipv4() {
     let world = World::new();
@@ -303,6 +312,7 @@ async fn a_namespace_without_ipv6_is_redirected_for_ipv4() {
     assert_eq!(taken.kind(), ErrorKind::AddrInUse);
 }
 
+/// R03.
 #[test]
 fn many_namespaces_at_once() {
     let threads: Vec<_> = (0..8)

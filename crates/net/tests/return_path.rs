@@ -18,7 +18,7 @@ fn config() -> RedirectConfig {
     RedirectConfig::default()
 }
 
-/// Trap 1: without any one of the four parts of the return path this hangs or is reset.
+/// C35, C39, Z51. Trap 1: without any one of the four parts of the return path this hangs or is reset.
 #[tokio::test]
 async fn inbound_is_delivered_from_the_clients_address_and_answers_come_back() {
     let world = World::new();
@@ -79,6 +79,7 @@ async fn a_spoofed_dial_that_nobody_answers_is_refused() {
     }
 }
 
+/// TRAP3, Z51.
 #[tokio::test]
 async fn a_dial_from_the_destination_itself_is_an_ordinary_self_call() {
     let world = World::new();
@@ -94,6 +95,7 @@ async fn a_dial_from_the_destination_itself_is_an_ordinary_self_call() {
     }
 }
 
+/// Z56.
 /// One client with many connections: the kernel chooses ports for the dials, some of which the client has as well.
 #[tokio::test]
 async fn many_plaintext_connections_of_one_client() {

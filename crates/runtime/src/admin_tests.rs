@@ -67,6 +67,7 @@ async fn routes_and_index() {
     server.stop().await;
 }
 
+/// Z06.
 #[tokio::test]
 async fn readiness_lists_what_is_pending() {
     let readiness = Readiness::new();
@@ -81,6 +82,7 @@ async fn readiness_lists_what_is_pending() {
     server.stop().await;
 }
 
+/// Z109.
 #[tokio::test]
 async fn the_log_filter_is_changed_but_not_by_a_browser() {
     let (_dispatch, telemetry) = telemetry::build(telemetry::Format::Text, "info", io::sink()).unwrap();

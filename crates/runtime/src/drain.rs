@@ -200,6 +200,7 @@ mod tests {
         assert_eq!(outcome, Drained::Completely);
     }
 
+    /// Z08.
     #[tokio::test(start_paused = true)]
     async fn forces_after_the_deadline() {
         let (trigger, watcher) = channel();

@@ -86,6 +86,7 @@ mod tests {
         }
     }
 
+    /// Z07.
     #[test]
     fn a_second_interrupt_exits_at_once() {
         for (signal, name) in [("TERM", "Terminate"), ("INT", "Interrupt")] {

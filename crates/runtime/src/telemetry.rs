@@ -288,6 +288,7 @@ mod tests {
         }
     }
 
+    /// Z109.
     #[test]
     fn json_lines_have_a_timestamp_and_flat_fields() {
         let sink = Sink::default();
@@ -308,6 +309,7 @@ mod tests {
         assert!(time.len() == 27 && time.ends_with('Z') && &time[10..11] == "T", "{time}");
     }
 
+    /// Z109.
     #[test]
     fn the_filter_changes_at_run_time() {
         let sink = Sink::default();
@@ -325,6 +327,7 @@ mod tests {
         assert!(!text.contains("first") && text.contains("second") && text.contains("third"), "{text}");
     }
 
+    /// Z109.
     #[test]
     fn a_burst_longer_than_the_queue_loses_nothing() {
         let sink = Sink::default();

@@ -243,6 +243,7 @@ mod tests {
         drop(release);
     }
 
+    /// Z03.
     #[test]
     fn counts() {
         assert_eq!("0".parse(), Ok(WorkerCount::All));
@@ -270,6 +271,7 @@ mod tests {
         }
     }
 
+    /// Z03.
     #[test]
     fn reads_the_cgroup_limit() {
         let group = tempfile::tempdir().unwrap();

@@ -75,6 +75,7 @@ fn a_version_is_known_once_accepted() {
     assert_eq!(versions(&mut client), pairs(&[("x", "2")]));
 }
 
+/// Z97.
 #[test]
 fn one_nack_lists_the_bad_ones_and_the_good_ones_count() {
     let mut client = client();
@@ -152,6 +153,7 @@ fn breaches_of_the_protocol_are_errors() {
     );
 }
 
+/// TRAP22, R01.
 #[test]
 fn versions_that_do_not_fit_are_left_out_and_swept() {
     let mut client = client();

@@ -53,6 +53,7 @@ pub fn run(world: &World, checks: &mut Checks) {
         ensure!(line["src.identity"] == VICTIM, "{line}");
         Ok(())
     });
+    // asserts Z46
     for (name, reason, word, credentials) in bad_certificates(world).expect("certificates can be made") {
         checks.check(&format!("refused: {name}"), || {
             let attempt = attempt(world, credentials)?;
@@ -60,6 +61,7 @@ pub fn run(world: &World, checks: &mut Checks) {
         });
     }
     checks.check("refused: plain HTTP", || plain_http(world));
+    // asserts Z47, Z49
     checks.check("refused: another pod's address, and the proxy's own ports", || wrong_targets(world));
     checks.check("refused: a new stream after the certificate has expired", || expires(world));
 }

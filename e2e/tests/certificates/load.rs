@@ -106,6 +106,7 @@ pub fn judge(world: &World, observed: Observed, checks: &mut Checks) {
         ensure!(stayed["end"] == "limit" && stayed["asked"].as_u64() > Some(SECONDS), "{stayed}");
         Ok(())
     });
+    // asserts Z88
     checks.check("at least five generations of every certificate", || {
         for (identity, serials) in &serials {
             println!("          {identity}: {} generations", serials.len());

@@ -106,6 +106,7 @@ fn check_add(message: &Value, name: &str, netns: &NetNs) {
     );
 }
 
+/// TRAP6, C62, C63.
 #[test]
 fn the_snapshot_and_what_follows_are_what_istios_proxy_expects() {
     let node = Node::start();
@@ -138,6 +139,7 @@ fn the_snapshot_and_what_follows_are_what_istios_proxy_expects() {
     assert!(node.redirection("uid-outside").is_none());
 }
 
+/// TRAP6.
 #[test]
 fn a_second_proxy_gets_the_whole_snapshot_and_both_hear_of_deletions() {
     let node = Node::start();

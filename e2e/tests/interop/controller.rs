@@ -235,6 +235,7 @@ fn named<'a>(events: &'a [Value], name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no {name} in {events:#?}"))
 }
 
+/// Z95.
 #[test]
 fn istios_client_reads_every_resource_once() {
     let control = Control::start();
@@ -315,6 +316,7 @@ fn a_proxy_is_believed_only_with_its_nodes_token() {
     assert!(other.contains("PermissionDenied") || other.contains("Unauthenticated"), "{other}");
 }
 
+/// TRAP15.
 #[test]
 fn istios_client_gets_certificates_of_its_own_node_only() {
     let control = Control::start();

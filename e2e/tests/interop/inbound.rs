@@ -5,6 +5,7 @@ use crate::world::{ECHO_PORT, PEER, SERVER, World, eventually};
 
 const HBONE: u16 = 15008;
 
+/// Z51.
 #[test]
 fn istios_tunnel_is_delivered_to_the_pod_from_the_clients_address() {
     let world = World::start();
@@ -35,6 +36,7 @@ fn bulk_and_many_streams_cross_unchanged() {
     assert_eq!(interop_go::of(&events, "echo").len(), 200);
 }
 
+/// Z20, Z46, Z47, Z49.
 #[test]
 fn who_may_not_tunnel_is_refused() {
     let world = World::start();

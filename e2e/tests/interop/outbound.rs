@@ -7,6 +7,7 @@ use crate::world::{CLIENT, ECHO_PORT, PEER, SERVICE, SERVICE_PORT, World};
 
 const TLS13: &str = "TLS 1.3";
 
+/// Z15, Z16, Z17.
 #[test]
 fn a_captured_connection_reaches_istios_server_as_the_pods_identity() {
     let world = World::start();
@@ -83,6 +84,7 @@ fn a_destination_that_istios_server_cannot_reach_ends_without_a_byte() {
     assert!(failed.contains("after 0 of 25 bytes"), "{failed}");
 }
 
+/// TRAP14, Z92.
 #[test]
 fn a_server_that_is_not_the_destination_is_a_reset_before_any_byte() {
     let world = World::start();

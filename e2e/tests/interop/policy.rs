@@ -7,6 +7,7 @@ use crate::world::{ECHO_PORT, PEER, SERVER, World};
 
 const POLICY: &str = "type.googleapis.com/istio.security.Authorization";
 
+/// TRAP8, Z20, Z50.
 #[test]
 fn a_denying_policy_is_acknowledged_and_enforced_and_lifted() {
     let mut world = World::start();
@@ -32,6 +33,7 @@ fn a_denying_policy_is_acknowledged_and_enforced_and_lifted() {
     world.tunnel(&credentials, &proxy, &target, &[]).unwrap();
 }
 
+/// Z97.
 #[test]
 fn a_policy_that_cannot_be_understood_is_refused_by_name_and_denies() {
     let mut world = World::start();

@@ -2,6 +2,7 @@
 
 use crate::world::{ECHO_PORT, PEER, SERVER, World, eventually};
 
+/// Z94, Z96.
 #[test]
 fn the_first_stream_names_the_node_and_a_second_one_what_is_held() {
     let mut world = World::start();
@@ -35,6 +36,7 @@ fn the_first_stream_names_the_node_and_a_second_one_what_is_held() {
     assert!(world.control.of("nack").is_empty());
 }
 
+/// Z12.
 #[test]
 fn the_proxy_follows_the_agent() {
     let mut world = World::start();
@@ -63,6 +65,7 @@ fn the_proxy_follows_the_agent() {
     world.tunnel(&credentials, &proxy, &target, &[]).unwrap();
 }
 
+/// C61, C70.
 #[test]
 fn the_proxy_finds_the_agent_again_and_keeps_serving() {
     let mut world = World::start();

@@ -23,7 +23,7 @@ pub enum Tag {
 
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Core => "core",
             Self::Expected => "expected",
             Self::Advanced => "advanced",
@@ -128,7 +128,8 @@ pub fn parse(text: &str) -> anyhow::Result<(Ledger, Vec<String>)> {
     }
     for wait in &file.wait {
         for span in &wait.ids {
-            let found = ids::expand(span).with_context(|| format!("the ledger: {span:?} is no span of ids"))?;
+            let found =
+                ids::expand(span).with_context(|| format!("the ledger: {span:?} is no span of ids"))?;
             for id in found {
                 *seen.entry(id).or_default() += 1;
             }
@@ -142,7 +143,8 @@ pub fn parse(text: &str) -> anyhow::Result<(Ledger, Vec<String>)> {
             None => problems.push(format!("{id} is not in the ledger")),
         }
     }
-    problems.extend(seen.keys().filter(|id| !every.contains(id)).map(|id| format!("{id}: there is no such id")));
+    problems
+        .extend(seen.keys().filter(|id| !every.contains(id)).map(|id| format!("{id}: there is no such id")));
     let mut rows: Vec<(String, Row)> = file.rows.into_iter().collect();
     rows.sort_by_key(|(id, _)| every.iter().position(|it| it == id));
     let waiting = file.wait.into_iter().map(|it| (it.ids.join(", "), it.later)).collect();
@@ -177,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_ledger_of_every_id_passes() {
-        let text = ledger_with(r#"Z01 = { is = "ports", tag = "core", test = ["culvert-a::lib::b::tests::c"] }"#);
+        let text =
+            ledger_with(r#"Z01 = { is = "ports", tag = "core", test = ["culvert-a::lib::b::tests::c"] }"#);
         let (ledger, problems) = parse(&text).unwrap();
         assert_eq!(problems, Vec::<String>::new());
         let name = &ledger.rows[0].1.test[0];
@@ -199,7 +202,10 @@ mod tests {
     fn a_row_says_one_thing() {
         for (row, wanted) in [
             (r#"is = "x", tag = "core""#, "Z01: neither a test nor a reason why there is none"),
-            (r#"is = "x", tag = "core", test = ["a::b::c"], later = "y""#, "Z01: has tests and yet is for later"),
+            (
+                r#"is = "x", tag = "core", test = ["a::b::c"], later = "y""#,
+                "Z01: has tests and yet is for later",
+            ),
             (r#"is = "x", tag = "core", differs = "z", later = "y""#, "Z01: cannot differ without a test"),
             (r#"is = "x", later = "y""#, "Z01: has no tag"),
         ] {

@@ -46,34 +46,23 @@ pub fn expand(span: &str) -> anyhow::Result<Vec<String>> {
 
 /// The ids that a text names: `Z47`, spans such as `Z58-Z64`, and `trap 5` or `traps 11 and 12` in words.
 pub fn named(text: &str) -> BTreeSet<String> {
+    let words = words(text);
     let mut found = BTreeSet::new();
-    let mut before: Option<(&str, usize)> = None;
-    let mut trap = false;
-    for word in words(text) {
-        let here = split(word);
-        if let Some((series, number)) = here {
-            let first = match before {
-                Some((same, first)) if same == series => first,
-                _ => number,
+    let mut of_traps = false;
+    for (index, word) in words.iter().enumerate() {
+        if let Some((series, first)) = split(word) {
+            let last = match words.get(index + 1..index + 3) {
+                Some(["-", to]) => split(to).filter(|(same, _)| *same == series).map_or(first, |it| it.1),
+                _ => first,
             };
-            found.extend((first.min(number)..=number).map(|number| name(series, number)));
+            found.extend((first..=last).map(|number| name(series, number)));
         }
-        if trap && let Ok(number) = word.parse() {
+        let number = word.parse::<usize>().ok();
+        if let Some(number) = number.filter(|_| of_traps) {
             found.insert(name("TRAP", number));
         }
-        trap = matches!(word, "trap" | "traps" | "Trap" | "Traps")
-            || trap && (word == "and" || word == "," || word.parse::<usize>().is_ok());
-        before = match word {
-            "-" => before,
-            _ => here,
-        };
-        // A span needs its hyphen: two ids in a row are two ids.
-        if word == "-" {
-            continue;
-        }
-        if let Some((series, number)) = here {
-            before = Some((series, number));
-        }
+        let goes_on = of_traps && (number.is_some() || matches!(*word, "and" | ","));
+        of_traps = goes_on || matches!(*word, "trap" | "traps" | "Trap" | "Traps");
     }
     found
 }
@@ -108,4 +97,49 @@ fn split(word: &str) -> Option<(&'static str, usize)> {
 
 fn name(series: &str, number: usize) -> String {
     if series == "TRAP" { format!("{series}{number}") } else { format!("{series}{number:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> Vec<String> {
+        named(text).into_iter().collect()
+    }
+
+    #[test]
+    fn ids_and_spans_are_found_in_prose() {
+        assert_eq!(list("/// Z47, Z49: the pod's own (Z08)."), ["Z08", "Z47", "Z49"]);
+        assert_eq!(list("Z58-Z60 hold"), ["Z58", "Z59", "Z60"]);
+        assert_eq!(list("Z99-Z101, R29"), ["R29", "Z100", "Z101", "Z99"]);
+        assert_eq!(list("C60-Z62"), ["C60", "Z62"], "no span over two series");
+    }
+
+    #[test]
+    fn traps_are_found_in_words() {
+        assert_eq!(list("Trap 14: only the endpoint"), ["TRAP14"]);
+        assert_eq!(list("traps 11 and 12: each row, 7 of them"), ["TRAP11", "TRAP12"]);
+        assert_eq!(list("TRAP3"), ["TRAP3"]);
+        assert_eq!(list("a trap for 5"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn other_words_are_no_ids() {
+        assert_eq!(list("z29_self_call Z4 AZ47 Z47b P256 X25519 Z1234 RFC7540 C_40"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn spans_are_expanded_and_others_refused() {
+        assert_eq!(expand("Z01").unwrap(), ["Z01"]);
+        assert_eq!(expand("TRAP9-TRAP11").unwrap(), ["TRAP9", "TRAP10", "TRAP11"]);
+        for wrong in ["Z05-Z04", "Z01-C02", "1-2", "", "Q01"] {
+            assert!(expand(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn all_are_there() {
+        assert_eq!(every().len(), 590);
+        assert!(is_counted("Z118") && is_counted("C35") && !is_counted("C34") && !is_counted("R01"));
+    }
 }

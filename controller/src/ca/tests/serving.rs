@@ -139,6 +139,7 @@ async fn a_node_gets_certificates_of_its_pods_end_to_end() {
     assert_eq!(world.metrics.issued(), 1);
 }
 
+/// TRAP15.
 #[tokio::test]
 async fn a_node_gets_no_certificate_of_anothers_pod() {
     let world = World::new();

@@ -158,6 +158,7 @@ mod tests {
         assert!(queue.is_empty() && !queue.is_full(1));
     }
 
+    /// Z27.
     #[tokio::test]
     async fn read_buffer_grows_with_bulk_and_shrinks_with_dribble() {
         let bulk = vec![7_u8; 2 << 20];

@@ -164,6 +164,7 @@ mod tests {
         }
     }
 
+    /// Z17.
     #[test]
     fn writes_the_members_in_order() {
         let value = example().encode().unwrap();

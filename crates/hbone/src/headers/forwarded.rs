@@ -106,6 +106,7 @@ mod tests {
 
     use super::*;
 
+    /// Z17.
     #[test]
     fn writes_what_it_reads() {
         let forwarded = Forwarded {

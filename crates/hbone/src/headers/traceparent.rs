@@ -76,6 +76,7 @@ mod tests {
 
     use super::*;
 
+    /// Z17.
     #[test]
     fn follows_the_standard() {
         let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

@@ -100,6 +100,7 @@ async fn silence_after_connect_times_out() {
     assert_eq!(incoming.abandoned().await, StreamError::Reset(Reason::CANCEL));
 }
 
+/// Z23.
 #[tokio::test]
 async fn our_limit_and_the_peers_bound_the_streams() {
     for (ours, theirs) in [(2, 200), (100, 2)] {
@@ -114,6 +115,7 @@ async fn our_limit_and_the_peers_bound_the_streams() {
     }
 }
 
+/// Z08.
 #[tokio::test]
 async fn graceful_shutdown_finishes_streams_and_takes_no_more() {
     let (handle, mut peer, _) = connect(ClientConfig::default(), ServerConfig::default()).await;
@@ -155,7 +157,7 @@ async fn end_of_an_idle_connection_is_not_an_error() {
     assert!(handle.connect(request()).await.unwrap_err().is_unprocessed());
 }
 
-/// A peer that reads and never answers.
+/// Z24. A peer that reads and never answers.
 #[tokio::test(start_paused = true)]
 async fn client_finds_a_dead_peer() {
     let (near, mut far) = duplex(64 << 10);
@@ -175,6 +177,7 @@ async fn client_finds_a_dead_peer() {
     reader.await.unwrap();
 }
 
+/// Z24.
 #[tokio::test(start_paused = true)]
 async fn server_finds_a_dead_peer_and_its_streams_learn_why() {
     let (mut near, far) = duplex(64 << 10);
@@ -193,6 +196,7 @@ async fn server_finds_a_dead_peer_and_its_streams_learn_why() {
     assert_eq!(peer.ended.await.unwrap(), Err(cause));
 }
 
+/// Z24.
 #[tokio::test(start_paused = true)]
 async fn living_peers_are_kept() {
     let quick = Some(Keepalive { interval: Duration::from_secs(1), timeout: Duration::from_secs(2) });

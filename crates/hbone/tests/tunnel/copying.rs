@@ -51,6 +51,7 @@ async fn paths() -> [Path; 2] {
     [through_tunnel().await, direct().await]
 }
 
+/// Z27.
 #[tokio::test]
 async fn half_close_each_way() {
     for mut path in paths().await {
@@ -112,6 +113,7 @@ async fn reset_by_the_client_arrives_as_a_reset() {
     }
 }
 
+/// Z27.
 #[tokio::test]
 async fn reset_by_the_server_arrives_as_a_reset() {
     for mut path in paths().await {
@@ -143,6 +145,7 @@ async fn reset_after_half_close_is_still_a_reset() {
     }
 }
 
+/// TRAP19.
 #[tokio::test]
 async fn client_that_aborts_while_blocked_resets_the_server_at_once() {
     for path in paths().await {

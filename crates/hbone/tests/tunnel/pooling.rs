@@ -108,6 +108,7 @@ async fn open_many(
     opened
 }
 
+/// Z22.
 #[tokio::test]
 async fn a_hundred_at_once_share_one_dial() {
     let (world, pool) = (World::default(), pool(PoolConfig::default()));
@@ -119,6 +120,7 @@ async fn a_hundred_at_once_share_one_dial() {
     eventually("all places are free", || pool.stats().streams == 0).await;
 }
 
+/// Z22.
 #[tokio::test]
 async fn two_hundred_and_fifty_streams_make_three_connections() {
     let (world, pool) = (World::default(), pool(PoolConfig::default()));
@@ -273,6 +275,7 @@ async fn peer_with_a_small_limit_is_spread_over_connections() {
     assert_eq!(pool.stats().connections, 4);
 }
 
+/// Z22.
 #[tokio::test(start_paused = true)]
 async fn idle_connection_closes_after_its_time_and_not_before() {
     let (world, pool) = (World::default(), pool(PoolConfig::default()));

@@ -32,6 +32,7 @@ fn configs() -> (ClientConfig, ServerConfig) {
     )
 }
 
+/// TRAP19, Z23.
 #[tokio::test(start_paused = true)]
 async fn slow_reader_bounds_what_is_in_flight_and_stalls_nobody_else() {
     let (client, server) = configs();
@@ -71,6 +72,7 @@ async fn slow_reader_bounds_what_is_in_flight_and_stalls_nobody_else() {
     drop(near);
 }
 
+/// TRAP19.
 #[tokio::test]
 async fn bulk_streams_do_not_stop_a_small_one() {
     let (client, server) = configs();

@@ -101,6 +101,7 @@ mod tests {
         };
     }
 
+    /// Z89.
     #[tokio::test]
     async fn priority_goes_before_age() {
         let slots = Slots::new(1);

@@ -141,6 +141,7 @@ fn a() -> Identity {
 const SHORT: Duration = Duration::from_secs(20);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Z85.
 #[tokio::test(start_paused = true)]
 async fn a_certificate_is_fetched_once_and_kept() {
     let world = World::new(DAY);
@@ -173,6 +174,7 @@ async fn many_short_generations_without_a_gap() {
     }
 }
 
+/// Z88.
 #[tokio::test(start_paused = true)]
 async fn renewal_comes_at_half_of_what_is_left_with_jitter() {
     let world = World::new(DAY);
@@ -189,6 +191,7 @@ async fn renewal_comes_at_half_of_what_is_left_with_jitter() {
     assert!(times[39] - times[0] > DAY / 20, "renewals are spread");
 }
 
+/// Z88.
 #[tokio::test(start_paused = true)]
 async fn the_old_certificate_serves_until_it_expires_and_no_longer() {
     let world = World::new(SHORT);
@@ -218,6 +221,7 @@ async fn the_old_certificate_serves_until_it_expires_and_no_longer() {
     assert_eq!(world.manager.list()[0].failures, 0);
 }
 
+/// Z89.
 #[tokio::test(start_paused = true)]
 async fn attempts_back_off_to_their_limit() {
     let world = World::new(DAY);
@@ -276,6 +280,7 @@ async fn a_silent_authority_is_given_up_and_asked_again() {
     assert!(world.manager.current(&a()).is_some());
 }
 
+/// Z89.
 #[tokio::test(start_paused = true)]
 async fn eight_at_once_and_connections_first() {
     let world = World::new(DAY);
@@ -328,6 +333,7 @@ async fn forgetting_ends_a_wait_and_frees_its_slot() {
     world.manager.get(&workload("a", "next")).await.unwrap();
 }
 
+/// Z87.
 #[tokio::test(start_paused = true)]
 async fn what_was_not_asked_for_is_not_handed_out() {
     let world = World::new(DAY);

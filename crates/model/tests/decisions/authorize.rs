@@ -51,7 +51,7 @@ fn miss() -> Match {
     Match { namespaces: vec![exact("other")], ..Match::default() }
 }
 
-/// Z58: groups are alternatives, rules are required together, matches are alternatives.
+/// TRAP9. Z58: groups are alternatives, rules are required together, matches are alternatives.
 /// Z59: an empty policy never matches; a rule with an empty match list matches everything; an all-empty match is skipped.
 #[test]
 fn the_tree() {
@@ -397,6 +397,7 @@ pub fn any_policy() -> impl Strategy<Value = Policy> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
+    /// TRAP9.
     /// Z58-Z64 with the fail-closed points: any policies and any peer are judged as the specification says, explained alike,
     /// and the steps say what was decided.
     #[test]

@@ -52,6 +52,7 @@ fn verdict(snapshot: &Snapshot, to: &Workload, identity: Option<&Identity>) -> R
     reason
 }
 
+/// Z57.
 /// Z52 differs: by service name, by the service's address or by a pod's own address, only the waypoint's accounts come in,
 /// and plaintext never does, whatever address it comes from.
 #[test]

@@ -235,7 +235,7 @@ fn host_network_passes_through() {
     assert!(matches!(go(World::new().workload(host), "198.18.0.10:22"), Ok(Resolved::Passthrough { .. })));
 }
 
-/// Z31, Z33: a service's waypoint gets the address as asked for, and one of its own instances is chosen.
+/// Z16. Z31, Z33: a service's waypoint gets the address as asked for, and one of its own instances is chosen.
 #[test]
 fn z31_service_waypoint() {
     let bound = Service { waypoint: Some(by_name(WAYPOINT)), ..web() };

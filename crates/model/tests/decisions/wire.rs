@@ -359,7 +359,7 @@ fn unknown_parts_of_policies() {
     assert!(matches!(denied(&long).1, PolicyError::Value(ValueError::Prefix { length: 33, .. })));
 }
 
-/// Where the scope cannot be read, or is one that is not known, any workload could be meant.
+/// Z65. Where the scope cannot be read, or is one that is not known, any workload could be meant.
 #[test]
 fn the_scope_of_what_is_not_understood() {
     let scope = |value: u8| vec![3 << 3, value];

@@ -49,6 +49,7 @@ async fn full_sync_delta_and_status() {
     host.stop().await;
 }
 
+/// Z96, R02.
 #[tokio::test]
 async fn a_restarted_server_with_the_same_content_sends_no_resources() {
     let mut host = Host::new(set(9, &[("x", "1"), ("y", "1")], &[("p", "1")]));
@@ -190,6 +191,7 @@ async fn a_dropped_responder_refuses() {
     host.stop().await;
 }
 
+/// Z98.
 /// Random changes and restarts, with the client at work all the time: in the end it has what is published.
 #[tokio::test]
 async fn churn_converges() {
