@@ -142,13 +142,15 @@ async fn ten_thousand_pods_leave_nothing_behind() {
     }
     enroller.pass(&view(Vec::new())).await;
 
-    let inner = rules.inner.lock();
-    assert_eq!(inner.installs, 2 * ROUNDS * AT_ONCE, "each once, and no other time");
-    assert!(inner.installed.is_empty());
-    assert_eq!(inner.namespaces.iter().filter(|it| it.strong_count() > 0).count(), 0, "descriptors are held");
+    {
+        let inner = rules.inner.lock();
+        assert_eq!(inner.installs, 2 * ROUNDS * AT_ONCE, "each once, and no other time");
+        assert!(inner.installed.is_empty());
+        let open = inner.namespaces.iter().filter(|it| it.strong_count() > 0).count();
+        assert_eq!(open, 0, "descriptors are held");
+    }
     assert_eq!(enroller.sizes(), [0, 0, 0]);
     assert_eq!((zds.len(), served.lock().len(), reports(), tasks.len()), (0, 0, 0, running));
-    drop(inner);
     tasks.abort_all();
     assert_eq!(tasks.wait(Duration::from_secs(5)).await, Waited::Finished);
     assert_eq!(tasks.panics(), 0);
