@@ -27,7 +27,7 @@ impl Chooser<'_> {
             return Err(self.nothing_picked(service));
         };
         if workload.network != facts.place.network {
-            return self.resolve_other_network(service, workload);
+            return self.resolve_other_network(service, service, workload);
         }
         refuse_unspeakable(workload)?;
         Ok(match choose_address(workload, families, self.asked.ip()) {

@@ -75,13 +75,17 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// A tunnel to one instance of a waypoint, which is asked for what the application asked for (Z31, Z33).
+    /// A tunnel to one instance of a waypoint, which is asked for what the application asked for (Z31, Z33). A service's
+    /// waypoint that has instances on other networks only is reached through the gateway there, by the service's name.
     pub(super) fn resolve_waypoint(
         &mut self,
         waypoint: &GatewayAddress,
         kind: TunnelKind,
         service: Option<&Arc<Service>>,
     ) -> Result<Resolved, Refusal> {
+        if let (Some(service), Some((behind, far))) = (service, self.far_waypoint(waypoint)) {
+            return self.resolve_other_network(service, behind, far);
+        }
         let Instance { peer, expected, workload } = self.instance(waypoint, Role::Waypoint)?;
         if workload.network != self.facts.place.network {
             let detail = format!("waypoint {} is on another network, which is not supported", workload.uid);
@@ -98,10 +102,29 @@ impl<'a> Chooser<'a> {
         }))
     }
 
-    /// A tunnel through the gateway of the endpoint's network, and in it one to the service there (Z26, Z40).
+    /// A waypoint's service and one of its instances on another network, if none is on ours.
+    fn far_waypoint(&mut self, waypoint: &GatewayAddress) -> Option<(&'a Arc<Service>, &'a Arc<Workload>)> {
+        let Destination::Service(service) = self.locate(waypoint) else { return None };
+        let facts = self.facts;
+        let mut far = Vec::new();
+        for workload in self.snapshot.endpoints(&service.key) {
+            if workload.network == facts.place.network {
+                return None;
+            }
+            if workload.network_gateway.is_some() && !facts.exclude.contains(&workload.uid) {
+                far.push(Candidate { workload, target_port: waypoint.hbone_port });
+            }
+        }
+        let picked = pick(far.into_iter(), &service.load_balancing, facts.place, self.load, self.random)?;
+        Some((service, picked.workload))
+    }
+
+    /// A tunnel through the gateway of the endpoint's network, and in it one to the service there (Z26, Z40). What answers
+    /// is an endpoint of `behind`: the service itself, or its waypoint's.
     pub(super) fn resolve_other_network(
         &mut self,
         service: &Arc<Service>,
+        behind: &Arc<Service>,
         endpoint: &Arc<Workload>,
     ) -> Result<Resolved, Refusal> {
         let Some(gateway) = &endpoint.network_gateway else {
@@ -109,10 +132,10 @@ impl<'a> Chooser<'a> {
             return Err(Refusal::new(Reason::UnknownNetworkGateway, detail));
         };
         // The gateway there may choose any endpoint, so only what the service as a whole is known by can be expected.
-        let inner: SmallVec<[Identity; 2]> = service.subject_alt_names.iter().cloned().collect();
+        let inner: SmallVec<[Identity; 2]> = behind.subject_alt_names.iter().cloned().collect();
         if inner.is_empty() {
             let detail =
-                format!("{} names no identities that its endpoints on other networks have", service.key);
+                format!("{} names no identities that its endpoints on other networks have", behind.key);
             return Err(Refusal::new(Reason::UnsupportedProtocol, detail));
         }
         let Instance { peer, expected, workload } = self.instance(gateway, Role::NetworkGateway)?;

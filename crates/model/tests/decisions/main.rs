@@ -6,6 +6,7 @@ mod authorize;
 mod balance;
 mod bound;
 mod dns;
+mod far_waypoint;
 mod resolve;
 mod snapshot;
 mod wire;
