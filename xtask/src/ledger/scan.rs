@@ -14,6 +14,8 @@ use crate::targets::Targets;
 #[derive(Debug)]
 struct Found {
     name: String,
+    /// The modules opened around it in its file.
+    modules: Vec<String>,
     /// The ids in its attributes, its doc comment and its body.
     ids: BTreeSet<String>,
 }
@@ -22,7 +24,6 @@ struct Found {
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
-    text: String,
     tests: Vec<Found>,
     /// The ids in comments that begin with `asserts`.
     asserted: BTreeSet<String>,
@@ -61,8 +62,9 @@ impl<'a> Sources<'a> {
         let name = modules.pop().unwrap_or_default();
         let candidates: Vec<&Found> = sources
             .iter()
-            .filter(|it| it.holds(&dir, &modules))
-            .flat_map(|it| it.tests.iter().filter(|it| it.name == name))
+            .flat_map(|it| {
+                it.tests.iter().filter(|test| test.name == name && it.leads_to(test, main, &modules))
+            })
             .collect();
         if candidates.is_empty() {
             return Ok(Some(format!("{id}: {test}: no such test in the source")));
@@ -76,15 +78,27 @@ impl<'a> Sources<'a> {
 }
 
 impl Source {
-    /// Whether these modules lead into it: each is a part of its path or is opened in it.
-    fn holds(&self, dir: &Path, modules: &[&str]) -> bool {
-        let relative = self.path.strip_prefix(dir).unwrap_or(&self.path).with_extension("");
-        let parts: Vec<&str> = relative.iter().filter_map(|it| it.to_str()).collect();
-        modules.iter().all(|module| {
-            parts.iter().any(|part| *part == *module || part.strip_suffix("_tests") == Some(*module))
-                || parts.last().is_some_and(|it| it.ends_with("_tests")) && *module == "tests"
-                || self.text.contains(&format!("mod {module} {{"))
-        })
+    /// Whether these modules lead to a test in it: the last of them are opened around it, those before are the file's path.
+    fn leads_to(&self, test: &Found, main: &Path, modules: &[&str]) -> bool {
+        let Some((outer, inner)) =
+            modules.len().checked_sub(test.modules.len()).and_then(|it| modules.split_at_checked(it))
+        else {
+            return false;
+        };
+        let mut parts: Vec<&str> = Vec::new();
+        if self.path != main {
+            let dir = main.parent().unwrap_or(Path::new(""));
+            let relative = self.path.strip_prefix(dir).unwrap_or(&self.path);
+            parts.extend(relative.iter().filter_map(|it| it.to_str()).map(|it| it.trim_end_matches(".rs")));
+        }
+        parts.retain(|it| *it != "mod");
+        // `y_tests.rs` may be a module of its own, and is most often the module `tests` of `y.rs`.
+        let mut of_tested = parts.clone();
+        if let Some(tested) = parts.last().and_then(|it| it.strip_suffix("_tests")) {
+            of_tested.pop();
+            of_tested.extend([tested, "tests"]);
+        }
+        inner.iter().eq(test.modules.iter()) && (outer == parts || outer == of_tested)
     }
 }
 
@@ -100,7 +114,7 @@ fn read_all(dir: &Path) -> anyhow::Result<Vec<Source>> {
                 .filter_map(|line| line.trim_start().strip_prefix("// asserts "))
                 .flat_map(ids::named)
                 .collect();
-            sources.push(Source { path, text, tests, asserted });
+            sources.push(Source { path, tests, asserted });
         }
     }
     Ok(sources)
@@ -110,7 +124,13 @@ fn read_all(dir: &Path) -> anyhow::Result<Vec<Source>> {
 fn tests_in(text: &str) -> Vec<Found> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
+    let mut open: Vec<(usize, &str)> = Vec::new();
     for (index, line) in lines.iter().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        open.retain(|(outer, _)| !(*outer == indent && line.trim_start() == "}"));
+        if let Some(module) = line.trim_start().strip_suffix(" {").and_then(|it| it.rsplit_once("mod ")) {
+            open.push((indent, module.1));
+        }
         let Some(attribute) = line.trim_start().strip_prefix("#[") else { continue };
         if !(attribute.starts_with("test]") || attribute.starts_with("tokio::test")) {
             continue;
@@ -119,14 +139,14 @@ fn tests_in(text: &str) -> Vec<Found> {
         let first = index + offset;
         let name = function_name(lines[first]).unwrap_or_default();
         let above = lines[..index].iter().rev().take_while(|it| is_beside(it)).count();
-        let indent = line.len() - line.trim_start().len();
         let close = format!("{}}}", " ".repeat(indent));
         let end = match lines[first].ends_with('}') {
             true => first + 1,
             false => lines[first..].iter().position(|it| **it == close).map_or(lines.len(), |it| first + it),
         };
         let ids = ids::named(&lines[index - above..end].join("\n"));
-        found.push(Found { name: name.to_owned(), ids });
+        let modules = open.iter().map(|(_, name)| (*name).to_owned()).collect();
+        found.push(Found { name: name.to_owned(), modules, ids });
     }
     found
 }
@@ -178,23 +198,31 @@ mod tests {
     fn after() {
     }
 }
+
+macro! {
+    #[test]
+    fn outside() {
+    }
+}
 ";
 
     #[test]
     fn ids_are_those_beside_the_test() {
-        let found: Vec<(String, Vec<String>)> =
-            tests_in(TEXT).into_iter().map(|it| (it.name, it.ids.into_iter().collect())).collect();
-        let found: Vec<(&str, Vec<&str>)> = found
+        let found: Vec<String> = tests_in(TEXT)
             .iter()
-            .map(|(name, ids)| (name.as_str(), ids.iter().map(String::as_str).collect()))
+            .map(|it| {
+                let ids: Vec<&str> = it.ids.iter().map(String::as_str).collect();
+                format!("{}::{}: {}", it.modules.join("::"), it.name, ids.join(" "))
+            })
             .collect();
         assert_eq!(
             found,
             [
-                ("refused", vec!["TRAP5", "Z20", "Z47", "Z49"]),
-                ("silent", vec![]),
-                ("inner", vec!["Z58", "Z59", "Z60"]),
-                ("after", vec![]),
+                "::refused: TRAP5 Z20 Z47 Z49",
+                "::silent: ",
+                "tests::inner: Z58 Z59 Z60",
+                "tests::after: ",
+                "::outside: ",
             ]
         );
     }
@@ -227,6 +255,8 @@ mod tests {
         assert_eq!(wrong, "Z01: a::lib::y::tests::same does not name it");
         let gone = problem("Z01", "a::lib::x::tests::gone", &files).unwrap();
         assert_eq!(gone, "Z01: a::lib::x::tests::gone: no such test in the source");
+        let astray = problem("Z01", "a::lib::x::other::same", &files).unwrap();
+        assert_eq!(astray, "Z01: a::lib::x::other::same: no such test in the source");
         let elsewhere = problem("Z01", "b::lib::same", &files).unwrap();
         assert_eq!(elsewhere, "Z01: b::lib::same: no such package or target");
     }
