@@ -71,3 +71,68 @@ fn baggage(workload: &Workload) -> Baggage {
         zone: workload.locality.zone.0.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::observe::Direction;
+    use crate::world::{service, workload};
+
+    fn flow() -> Flow {
+        let (from, to) = ("100.64.1.2:40000".parse().unwrap(), "198.18.128.9:80".parse().unwrap());
+        let mut flow = Flow::new(Direction::Outbound, from, to);
+        flow.source.workload = Some(Arc::new(workload("shop", "client", &["100.64.1.2"])));
+        flow.service = Some(Arc::new(service("shop/cart.shop.svc.cluster.local", &["198.18.128.9"])));
+        flow
+    }
+
+    /// Z17: who asks and for what, and a trace that both ends log.
+    #[test]
+    fn a_request_says_who_asks() {
+        let mut flow = flow();
+        let headers = request(&mut flow);
+        let baggage = headers[BAGGAGE].to_str().unwrap();
+        for member in [
+            "k8s.cluster.name=Kubernetes",
+            "k8s.namespace.name=shop",
+            "k8s.pod.name=client",
+            "service.name=client",
+            "service.version=latest",
+        ] {
+            assert!(baggage.split(',').any(|one| one == member), "{member} in {baggage}");
+        }
+        let forwarded = headers[FORWARDED].to_str().unwrap();
+        assert!(forwarded.contains("100.64.1.2:40000"), "{forwarded}");
+        assert!(
+            forwarded.contains("host=") && forwarded.contains("cart.shop.svc.cluster.local"),
+            "{forwarded}"
+        );
+        assert!(flow.trace.is_some());
+        assert_eq!(trace_id(&headers), flow.trace, "the other proxy reads the same trace");
+        assert!(headers.get(X_FORWARDED_NETWORK).is_none());
+    }
+
+    /// Z17: what is not known is not said.
+    #[test]
+    fn nobody_known() {
+        let mut flow =
+            Flow::new(Direction::Outbound, "100.64.1.2:1".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+        assert!(request(&mut flow).get(BAGGAGE).is_none());
+        assert_eq!(trace_id(&HeaderMap::new()), None);
+        let garbage = [(TRACEPARENT, HeaderValue::from_static("00-xyz"))].into_iter().collect();
+        assert_eq!(trace_id(&garbage), None);
+    }
+
+    /// Z19: the inner request says the client's network too, unless it is the one without a name.
+    #[test]
+    fn the_clients_network() {
+        let outer = request(&mut flow());
+        let within = inner(&outer, "network-1");
+        assert_eq!(within[X_FORWARDED_NETWORK], "network-1");
+        assert_eq!(within.len(), outer.len() + 1);
+        assert_eq!(inner(&outer, ""), outer);
+        assert_eq!(inner(&outer, "no\nheader"), outer);
+    }
+}

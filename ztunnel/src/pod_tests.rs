@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 
 use crate::authority::Authority;
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, SOURCE_TIMEOUT};
 use crate::dns::fake::{fake_in, many};
 use crate::observe::{Connections, Metrics, Observer};
 use crate::pods::{Pod, PodInfo, Shared};
@@ -221,6 +221,45 @@ async fn the_client_is_seen_as_itself() {
     world.end().await;
 }
 
+/// Z18: the answer that opens a stream says who answers; one that refuses says nothing.
+#[tokio::test]
+async fn who_answers() {
+    let world = World::new([cart()], []);
+    let _app = world.listen("127.0.0.1:8080");
+    let (handle, _) = world.tunnel(&client(), LOCAL).await;
+    let request = |authority: &str| TunnelRequest { authority: authority.into(), ..TunnelRequest::default() };
+    let (_stream, headers) = soon(handle.connect(request("127.0.0.1:8080"))).await.unwrap();
+    let baggage = headers["baggage"].to_str().unwrap();
+    assert!(baggage.contains("k8s.pod.name=cart"), "{baggage}");
+    for refused in ["127.0.0.1:8081", "100.64.9.9:8080"] {
+        match soon(handle.connect(request(refused))).await {
+            Err(ConnectError::Refused { headers, .. }) => assert!(headers.get("baggage").is_none()),
+            other => panic!("{other:?}"),
+        }
+    }
+    world.end().await;
+}
+
+/// Z30: a pod that the control plane does not know yet is waited for, and nothing leaves it in plaintext meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_not_known_yet_is_waited_for() {
+    let state = State::default();
+    let uid = cart().uid;
+    let begun = tokio::time::Instant::now();
+    assert!(state.workload(&uid, SOURCE_TIMEOUT).await.is_none());
+    assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    let told = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        state.commit(snapshot([workload("shop", "other", &[])], []));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        state.commit(snapshot([cart()], []));
+    };
+    let begun = tokio::time::Instant::now();
+    let (found, ()) = tokio::join!(state.workload(&uid, SOURCE_TIMEOUT), told);
+    assert_eq!(found.map(|found| found.uid.clone()), Some(uid));
+    assert_eq!(begun.elapsed(), Duration::from_secs(2), "as soon as it is known");
+}
+
 /// Z20, Z47, Z49: what a request is answered that does not become a stream.
 #[tokio::test]
 async fn statuses() {
@@ -364,7 +403,7 @@ async fn a_name_is_looked_up_for_a_connection() {
     world.end().await;
 }
 
-/// Z34, Z41, Z51, Z92: from one pod's application to another's, through both proxies; Z45 differs: the endpoint that cannot
+/// Z21, Z34, Z41, Z51, Z92: from one pod's application to another's, through both proxies; Z45 differs: the endpoint that cannot
 /// be reached is passed over for the one that can.
 #[tokio::test]
 async fn from_pod_to_pod() {

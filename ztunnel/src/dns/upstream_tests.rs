@@ -6,7 +6,7 @@ use crate::world::{serve, service, snapshot, workload};
 
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0\0\x01\0\x01";
 /// Short, so that the tests are; long enough for a loaded machine to answer over loopback.
-const SHORT: Patience = Patience { server: Duration::from_millis(300), all: Duration::from_millis(900) };
+const SHORT: Patience = Patience { server: Duration::from_secs(1), all: Duration::from_millis(2500) };
 
 async fn fakes(tasks: &Tasks, behaviours: &[Behaviour]) -> (Vec<Fake>, Upstream) {
     let mut fakes = Vec::new();
