@@ -106,11 +106,14 @@ fn shares(ledger: &Ledger, results: &Results) -> Vec<String> {
             let ran = |row: &entries::Row| {
                 !row.test.is_empty() && row.test.iter().all(|it| results.outcome(it) == Some(Outcome::Passed))
             };
-            let shown = rows.iter().filter(|(_, row)| ran(row)).count();
-            let percent = 100.0 * shown as f64 / rows.len().max(1) as f64;
+            let whole = rows.iter().filter(|(_, row)| ran(row) && row.part.is_none()).count();
+            let part = rows.iter().filter(|(_, row)| ran(row) && row.part.is_some()).count();
+            let percent = |shown: usize| 100.0 * shown as f64 / rows.len().max(1) as f64;
             format!(
-                "ledger   {tag:<9} {shown:>3} of {:>3} shown by tests that ran ({percent:.1} %)",
-                rows.len()
+                "ledger   {tag:<9} {:>3} behaviours: tests that ran show {whole:>3} ({:.1} %), and parts of {part:>2} ({:.1} %)",
+                rows.len(),
+                percent(whole),
+                percent(whole + part)
             )
         })
         .collect()
@@ -137,6 +140,7 @@ mod tests {
             Z02 = { is = "b", tag = "core", test = ["a::live::good", "a::live::bad"] }
             Z03 = { is = "c", tag = "expected", test = ["a::live::never"], differs = "d" }
             Z04 = { is = "e", tag = "core", later = "f" }
+            Z05 = { is = "g", tag = "core", test = ["a::live::good"], part = "h" }
             C01 = { is = "not counted", tag = "core", test = ["a::live::good"] }
         "#;
         let (ledger, _) = entries::parse(&format!("[rows]\n{rows}")).unwrap();
@@ -152,9 +156,9 @@ mod tests {
         assert_eq!(
             shares(&ledger, &results),
             [
-                "ledger   core        1 of   3 shown by tests that ran (33.3 %)",
-                "ledger   expected    0 of   1 shown by tests that ran (0.0 %)",
-                "ledger   advanced    0 of   0 shown by tests that ran (0.0 %)",
+                "ledger   core        4 behaviours: tests that ran show   1 (25.0 %), and parts of  1 (50.0 %)",
+                "ledger   expected    1 behaviours: tests that ran show   0 (0.0 %), and parts of  0 (0.0 %)",
+                "ledger   advanced    0 behaviours: tests that ran show   0 (0.0 %), and parts of  0 (0.0 %)",
             ]
         );
     }

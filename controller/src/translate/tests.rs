@@ -234,6 +234,7 @@ fn entries() {
     insta::assert_snapshot!(shown(&run(&world)));
 }
 
+/// R14. Z66.
 #[test]
 fn policies() {
     let text = include_str!("testdata/policies.yaml");

@@ -25,6 +25,7 @@ fn a_good_answer_becomes_a_certificate() {
     assert_eq!(peer_identity(certificate.leaf()), Ok(id(A)));
 }
 
+/// Z91.
 #[test]
 fn the_last_element_may_hold_several_roots() {
     let other = TestCa::new("other").root_pem();

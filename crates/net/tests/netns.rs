@@ -73,6 +73,7 @@ async fn dial_errors_tell_what_happened() {
     assert!(matches!(error, DialError::Other(..)), "{error}");
 }
 
+/// Z04, Z114.
 #[tokio::test]
 async fn socket_options_take_effect() {
     assert!(raise_nofile_limit().unwrap() >= 1024);

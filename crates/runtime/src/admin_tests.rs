@@ -53,6 +53,7 @@ fn echo() -> AdminServer {
     })
 }
 
+/// Z113.
 #[tokio::test]
 async fn routes_and_index() {
     let server = start(echo().metrics(&Metrics::for_process("test", "0")));
@@ -82,7 +83,7 @@ async fn readiness_lists_what_is_pending() {
     server.stop().await;
 }
 
-/// Z109.
+/// Z113. Z109.
 #[tokio::test]
 async fn the_log_filter_is_changed_but_not_by_a_browser() {
     let (_dispatch, telemetry) = telemetry::build(telemetry::Format::Text, "info", io::sink()).unwrap();

@@ -61,6 +61,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Z98.
     #[test]
     fn grows_to_the_limit_and_starts_over() {
         let bounds = Bounds::doubling(Duration::from_millis(10), Duration::from_secs(15));

@@ -44,6 +44,8 @@ pub struct Row {
     pub test: Vec<TestName>,
     /// Ours is another behaviour on purpose; the tests are of ours.
     pub differs: Option<String>,
+    /// What of it no test shows yet.
+    pub part: Option<String>,
     /// There is no such test, and why.
     pub later: Option<String>,
 }
@@ -156,6 +158,7 @@ fn row_problem(id: &str, row: &Row) -> Option<&'static str> {
         (true, _, None) => Some("neither a test nor a reason why there is none"),
         (false, _, Some(_)) => Some("has tests and yet is for later"),
         (true, Some(_), Some(_)) => Some("cannot differ without a test"),
+        (true, _, Some(_)) if row.part.is_some() => Some("has no test to show a part"),
         _ if row.tag.is_none() && ids::is_counted(id) => Some("has no tag"),
         _ => None,
     }
@@ -207,6 +210,7 @@ mod tests {
                 "Z01: has tests and yet is for later",
             ),
             (r#"is = "x", tag = "core", differs = "z", later = "y""#, "Z01: cannot differ without a test"),
+            (r#"is = "x", tag = "core", part = "z", later = "y""#, "Z01: has no test to show a part"),
             (r#"is = "x", later = "y""#, "Z01: has no tag"),
         ] {
             assert_eq!(problems(&ledger_with(&format!("Z01 = {{ {row} }}"))), [wanted]);

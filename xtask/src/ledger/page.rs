@@ -35,7 +35,7 @@ What users of an ambient mesh rely on, and the tests that would fail without it.
 --write`; `make test` fails if a test named here is gone, does not name the behaviour, or did not run and pass.
 
 `later` says why there is no test: because the behaviour is not built, or because what is built has none yet. `differs` says where this
-mesh does something else on purpose; the tests are then of what it does.
+mesh does something else on purpose; the tests are then of what it does. `not shown yet` is the part of a behaviour that its tests leave out.
 ";
 
 /// The whole page.
@@ -66,6 +66,7 @@ fn known(row: &Row) -> String {
     let mut parts = Vec::new();
     parts.extend(row.differs.as_ref().map(|it| format!("differs: {it}")));
     parts.extend(row.test.iter().map(|it| format!("`{it}`")));
+    parts.extend(row.part.as_ref().map(|it| format!("not shown yet: {it}")));
     parts.extend(row.later.as_ref().map(|it| format!("later: {it}")));
     parts.join("<br>")
 }
@@ -87,6 +88,7 @@ mod tests {
             [rows]
             Z02 = { is = "a | b", tag = "core", test = ["p::lib::x", "p::lib::y"], differs = "why" }
             Z01 = { is = "c", tag = "expected", later = "not built" }
+            Z03 = { is = "d", tag = "core", test = ["p::lib::z"], part = "half" }
             [[wait]]
             ids = ["W01-W77", "D01"]
             later = "waypoint"
@@ -97,9 +99,10 @@ mod tests {
         let body = page.split_once("## Process").unwrap().1;
         assert_eq!(
             body,
-            ", ports, lifecycle\n\n1 of 2 have a test.\n\n| id | behaviour | | how it is known |\n|---|---|---|---|\n\
+            ", ports, lifecycle\n\n2 of 3 have a test.\n\n| id | behaviour | | how it is known |\n|---|---|---|---|\n\
              | Z01 | c | expected | later: not built |\n\
              | Z02 | a \\| b | core | differs: why<br>`p::lib::x`<br>`p::lib::y` |\n\
+             | Z03 | d | core | `p::lib::z`<br>not shown yet: half |\n\
              \n## Waiting\n\n| ids | for what |\n|---|---|\n| W01-W77, D01 | waypoint |\n"
         );
     }

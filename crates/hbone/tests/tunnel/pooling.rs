@@ -130,6 +130,7 @@ async fn two_hundred_and_fifty_streams_make_three_connections() {
     assert_eq!(pool.stats().streams, 250);
 }
 
+/// Z21.
 #[tokio::test]
 async fn keys_share_nothing() {
     let (world, pool) = (World::default(), pool(PoolConfig::default()));
@@ -195,6 +196,7 @@ async fn expired_connection_gets_no_new_stream_and_keeps_its_own() {
     eventually("the expired connection closes", || pool.stats().connections == 1).await;
 }
 
+/// TRAP18.
 #[tokio::test]
 async fn evicted_connection_is_not_reused() {
     let (world, pool) = (World::default(), pool(PoolConfig::default()));

@@ -300,6 +300,7 @@ async fn eight_at_once_and_connections_first() {
     assert_eq!((world.calls(), world.ca.most_at_once.load(Ordering::SeqCst)), (41, 8));
 }
 
+/// Z90.
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_identity_is_not_renewed() {
     let world = World::new(SHORT);

@@ -312,7 +312,7 @@ fn denied(body: &[u8]) -> (PolicyScope, PolicyError) {
     (resource.policy.scope, error)
 }
 
-/// design.md: unknown fields and values of a policy, at any depth, deny its scope and say why.
+/// Z65, Z66. design.md: unknown fields and values of a policy, at any depth, deny its scope and say why.
 #[test]
 fn unknown_parts_of_policies() {
     let base = wire::policy::encode(&policy("a/p", PolicyScope::WorkloadSelector, Action::Allow, vec![]))
@@ -359,7 +359,7 @@ fn unknown_parts_of_policies() {
     assert!(matches!(denied(&long).1, PolicyError::Value(ValueError::Prefix { length: 33, .. })));
 }
 
-/// Z65. Where the scope cannot be read, or is one that is not known, any workload could be meant.
+/// Where the scope cannot be read, or is one that is not known, any workload could be meant.
 #[test]
 fn the_scope_of_what_is_not_understood() {
     let scope = |value: u8| vec![3 << 3, value];
