@@ -14,7 +14,9 @@ use culvert_net::nft::Monitor;
 use culvert_net::redirect::{self, Established, RedirectConfig, RedirectError, Verdict};
 use culvert_net::{hold, link};
 use culvert_runtime::tasks::{Task, Tasks};
+use culvert_runtime::workers::Workers;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 /// Between two looks at one pod: who changes rules in a loop costs one look (under 1 ms) in so much time.
@@ -51,14 +53,17 @@ pub trait Rules: Send + Sync {
         established: Option<Established>,
     ) -> Result<(), RedirectError>;
 
-    /// Looks at a pod's rules and mends them.
-    fn check(&self, uid: &str) -> Found;
+    /// Looks at a pod's rules and mends them; unless `thorough`, only where changes would not be noticed as they happen.
+    fn check(&self, uid: &str, thorough: bool) -> Found;
 
-    /// Lets go of a pod and takes its rules away.
+    /// Lets go of a pod. Its rules stay as they are.
+    fn release(&self, uid: &str);
+
+    /// Takes rules away, of a pod that is not guarded.
     ///
     /// # Errors
     /// Something of them is still there.
-    fn remove(&self, uid: &str, netns: &NetNs) -> Result<(), RedirectError>;
+    fn remove(&self, netns: &NetNs) -> Result<(), RedirectError>;
 }
 
 /// The kernel's rules, guarded.
@@ -66,6 +71,10 @@ pub trait Rules: Send + Sync {
 pub struct Sentry {
     shared: Arc<Shared>,
     tasks: Tasks,
+    /// A thread of its own, so that nothing else the agent does (reading a thousand manifests) keeps a pod unguarded.
+    thread: Handle,
+    /// Ends with the last of us.
+    _worker: Arc<Mutex<Workers>>,
 }
 
 #[derive(Debug)]
@@ -89,14 +98,19 @@ struct Guarded {
 
 impl Sentry {
     /// Guards nobody yet. What a predecessor held stays held until [`release_strangers`](Self::release_strangers).
-    pub fn new(node: NetNs, tasks: Tasks) -> Self {
+    ///
+    /// # Errors
+    /// If the thread cannot be made.
+    pub fn new(node: NetNs, tasks: Tasks) -> std::io::Result<Self> {
         let shared = Shared {
             node,
             guarded: Mutex::default(),
             held: Mutex::default(),
             alarm: Arc::new(Notify::new()),
         };
-        Self { shared: Arc::new(shared), tasks }
+        let worker = Workers::start(1, "attest")?;
+        let thread = worker.handle(0).clone();
+        Ok(Self { shared: Arc::new(shared), tasks, thread, _worker: Arc::new(Mutex::new(worker)) })
     }
 
     /// Wakes when rules could not be mended.
@@ -110,10 +124,12 @@ impl Sentry {
     }
 
     fn watch(&self, uid: &str, netns: &NetNs) -> Option<Task> {
+        // The monitor belongs to the thread that waits for it.
+        let _inside = self.thread.enter();
         match Monitor::open(netns) {
             Ok(monitor) => {
                 let (shared, uid) = (self.shared.clone(), uid.to_owned());
-                Some(self.tasks.spawn("attest", shared.watch(uid, monitor)))
+                Some(self.tasks.spawn_on(&self.thread, "attest", shared.watch(uid, monitor)))
             }
             Err(error) => {
                 tracing::warn!(uid, %error, "changes to a pod's rules are noticed late: no notifications");
@@ -164,16 +180,20 @@ impl Rules for Sentry {
         Ok(())
     }
 
-    fn check(&self, uid: &str) -> Found {
-        self.shared.check(uid)
+    fn check(&self, uid: &str, thorough: bool) -> Found {
+        let watched = || self.shared.guarded.lock().get(uid).is_some_and(|pod| pod.watch.is_some());
+        if !thorough && watched() { Found::Intact } else { self.shared.check(uid) }
     }
 
-    fn remove(&self, uid: &str, netns: &NetNs) -> Result<(), RedirectError> {
-        let removed = self.shared.guarded.lock().remove(uid);
-        if let Some(guarded) = removed {
+    fn release(&self, uid: &str) {
+        let released = self.shared.guarded.lock().remove(uid);
+        if let Some(guarded) = released {
             guarded.stop();
             self.shared.release(&guarded.interfaces);
         }
+    }
+
+    fn remove(&self, netns: &NetNs) -> Result<(), RedirectError> {
         redirect::remove(netns)
     }
 }

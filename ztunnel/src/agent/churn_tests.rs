@@ -61,13 +61,16 @@ impl Rules for Fake {
         Ok(())
     }
 
-    fn check(&self, uid: &str) -> Found {
+    fn check(&self, uid: &str, _: bool) -> Found {
         assert!(self.inner.lock().installed.contains_key(uid), "{uid} is looked after, but has no rules");
         Found::Intact
     }
 
-    fn remove(&self, uid: &str, _: &NetNs) -> Result<(), RedirectError> {
-        assert!(self.inner.lock().installed.remove(uid).is_some(), "{uid} is removed twice");
+    fn release(&self, uid: &str) {
+        assert!(self.inner.lock().installed.remove(uid).is_some(), "{uid} is released twice");
+    }
+
+    fn remove(&self, _: &NetNs) -> Result<(), RedirectError> {
         Ok(())
     }
 }

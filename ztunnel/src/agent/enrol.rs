@@ -18,6 +18,10 @@ use super::{Action, Desired, Enrolled, plan};
 /// How long peers may take to learn that a pod speaks HBONE no more; the control plane needs a fraction of it.
 const LEAVING: Duration = Duration::from_secs(2);
 
+/// What no notification tells of (the routing rule, the route) is looked at this often. Until then answers that have lost their
+/// way are dropped in the pod.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// What is enrolled, and the hands to change it.
 #[derive(Debug)]
 pub struct Enroller<R> {
@@ -30,6 +34,7 @@ pub struct Enroller<R> {
     leaving: Vec<(Instant, String)>,
     /// What a predecessor left behind is settled.
     settled: bool,
+    looked: Option<Instant>,
     /// The proxy's session in which acknowledgements were given.
     session: u64,
 }
@@ -45,6 +50,7 @@ impl<R: Rules> Enroller<R> {
             namespaces: BTreeMap::new(),
             leaving: Vec::new(),
             settled: false,
+            looked: None,
             session: 0,
         }
     }
@@ -61,18 +67,22 @@ impl<R: Rules> Enroller<R> {
         let actions = plan(&view.desired, &self.enrolled, sessions.connected > 0, |uid| {
             self.enrolled.get(uid).is_some_and(|was| was.pod.netns.exists())
         });
+        let thorough = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
+        if thorough {
+            self.looked = Some(Instant::now());
+        }
         for action in actions {
             match action {
                 Action::Enrol(pod) => self.enrol(pod).await,
                 Action::Register(pod) => {
-                    if self.holds(&pod).await {
+                    if self.holds(&pod, thorough).await {
                         self.register(pod).await;
                     }
                 }
-                Action::Verify(pod) => drop(self.holds(&pod).await),
+                Action::Verify(pod) => drop(self.holds(&pod, thorough).await),
                 Action::Unenrol { pod, alive } => self.unenrol(&pod, alive).await,
             }
-            // Between two pods, altered rules of a third are healed.
+            // Between two pods, proxies are answered.
             tokio::task::yield_now().await;
         }
         if !self.settled {
@@ -166,7 +176,7 @@ impl<R: Rules> Enroller<R> {
     }
 
     /// Whether the pod's rules are in force, in the namespace it has now; makes it so if it can.
-    async fn holds(&mut self, pod: &Desired) -> bool {
+    async fn holds(&mut self, pod: &Desired, thorough: bool) -> bool {
         let known = self.namespaces.get(&pod.uid).map(|netns| netns.id());
         match NetNs::open(&pod.netns) {
             Ok(now) if Some(now.id()) == known => {}
@@ -181,7 +191,7 @@ impl<R: Rules> Enroller<R> {
                 return false;
             }
         }
-        let Found::Broken(error) = self.rules.check(&pod.uid) else { return true };
+        let Found::Broken(error) = self.rules.check(&pod.uid, thorough) else { return true };
         tracing::error!(pod = %name(pod), %error, "rules cannot be mended; trying again");
         if let Some(state) = self.enrolled.get_mut(&pod.uid) {
             state.rules_installed = false;
@@ -192,7 +202,9 @@ impl<R: Rules> Enroller<R> {
 
     async fn unenrol(&mut self, pod: &Desired, alive: bool) {
         if let Err(error) = self.reports.clear(&pod.uid) {
-            tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed");
+            // While it is reported enabled its rules stay: peers send to its proxy.
+            tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed; trying again");
+            return;
         }
         if let (true, Some(netns)) = (alive, self.namespaces.get(&pod.uid))
             && let Err(error) = self.rules.install(&pod.uid, netns, &pod.rules.return_path_only(), None)
@@ -206,6 +218,7 @@ impl<R: Rules> Enroller<R> {
             // Peers are told by the control plane, and until then open tunnels to it.
             self.leaving.push((Instant::now() + LEAVING, pod.uid.clone()));
         } else {
+            // Its rules die with its namespace.
             self.forget(&pod.uid).await;
         }
     }
@@ -216,17 +229,18 @@ impl<R: Rules> Enroller<R> {
         self.leaving = waiting;
         let due: Vec<(Instant, String)> = due;
         for (_, uid) in due {
-            self.forget(&uid).await;
+            let Some(netns) = self.forget(&uid).await else { continue };
+            if let Err(error) = self.rules.remove(&netns) {
+                // Nothing is redirected any more; a dead pod's namespace takes the rest with it.
+                tracing::debug!(uid, %error, "rules that remain cannot be removed");
+            }
         }
     }
 
-    async fn forget(&mut self, uid: &str) {
+    async fn forget(&mut self, uid: &str) -> Option<Arc<NetNs>> {
         self.zds.del(uid).await;
-        let Some(netns) = self.namespaces.remove(uid) else { return };
-        if let Err(error) = self.rules.remove(uid, &netns) {
-            // Nothing is redirected any more; a dead pod's namespace takes the rest with it.
-            tracing::debug!(uid, %error, "rules that remain cannot be removed");
-        }
+        self.rules.release(uid);
+        self.namespaces.remove(uid)
     }
 
     fn namespace(&mut self, pod: &Desired) -> anyhow::Result<Arc<NetNs>> {
@@ -254,7 +268,12 @@ impl<R: Rules> Enroller<R> {
             if !view.desired.iter().any(|pod| pod.uid == uid) {
                 tracing::info!(uid, "report of a pod that should not be enrolled, or is gone");
                 if let Err(error) = self.reports.clear(&uid) {
-                    tracing::warn!(uid, error = format!("{error:#}"), "report cannot be removed");
+                    tracing::warn!(
+                        uid,
+                        error = format!("{error:#}"),
+                        "report cannot be removed; trying again"
+                    );
+                    return false;
                 }
             }
         }
@@ -267,7 +286,7 @@ impl<R: Rules> Enroller<R> {
             let stale = redirect::is_installed(&netns)?;
             if stale {
                 tracing::info!(uid = other.uid, "rules of a pod that should not be enrolled are removed");
-                self.rules.remove(&other.uid, &netns)?;
+                self.rules.remove(&netns)?;
             }
             Ok(())
         });

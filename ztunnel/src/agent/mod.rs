@@ -106,8 +106,8 @@ async fn serve(config: &AgentConfig, tasks: &Tasks, stop: impl Future<Output = (
     let listener =
         SeqPacketListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
     let zds = ZdsServer::new(tasks.clone());
-    let sentry =
-        attest::Sentry::new(config.node_netns().context("opening the node's namespace")?, tasks.clone());
+    let node = config.node_netns().context("opening the node's namespace")?;
+    let sentry = attest::Sentry::new(node, tasks.clone()).context("starting to attest")?;
     let alarm = sentry.alarm();
     let mut enroller = enrol::Enroller::new(sentry.clone(), zds.clone(), reports);
 
