@@ -9,8 +9,9 @@ fn names(file: &str, before: &str, after: &str) -> Vec<String> {
     // A call whose arguments begin on the next line is put on one.
     let text = text.split("(\n").map(str::trim_start).collect::<Vec<_>>().join("(");
     // Tests and comments have texts of their own.
-    let code = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let found: Vec<String> = code
+        .lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .filter_map(|line| Some(line.split_once(before)?.1.split_once(after)?.0.to_owned()))
         .collect();
