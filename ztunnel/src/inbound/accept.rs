@@ -9,7 +9,7 @@ use culvert_hbone::server::{Server, ServerConnection};
 use culvert_identity::tls::{PeerFacts, peer_facts};
 use culvert_identity::verify::refusal;
 use culvert_model::outcome::Reason;
-use culvert_net::socket::{arm_reset, canonical, tune_accepted};
+use culvert_net::socket::arm_reset;
 use culvert_runtime::drain::Mode;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use crate::config::HANDSHAKE_TIMEOUT;
 use crate::io::{ReadAhead, TLS_WRITE_BUFFER};
 use crate::observe::flow::{End, Failure};
 use crate::observe::{Direction, Flow, Phase};
-use crate::pods::{KEEPALIVE, Pod};
+use crate::pods::{Pod, adopt};
 
 /// What all streams of a connection share.
 #[derive(Debug)]
@@ -37,13 +37,7 @@ pub struct Peer {
 /// Serves one HBONE connection.
 pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, from: SocketAddr) {
     let accepted = SystemTime::now();
-    let prepared = (|| {
-        stream.set_nonblocking(true)?;
-        tune_accepted(&stream, &KEEPALIVE)?;
-        let local = canonical(stream.local_addr()?);
-        Ok::<_, std::io::Error>((TcpStream::from_std(stream)?, local))
-    })();
-    let Ok((stream, local)) = prepared else { return };
+    let Ok((stream, local)) = adopt(stream) else { return };
     // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
     match Box::pin(handshake(&pod, stream, from, local)).await {
         Ok((connection, peer)) => streams(&pod, connection, Arc::new(peer)).await,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use culvert_hbone::copy::copy_tcp;
 use culvert_model::address::NetworkAddress;
 use culvert_model::outcome::Reason;
-use culvert_net::socket::{arm_reset, canonical, original_destination, tune_accepted};
+use culvert_net::socket::{arm_reset, canonical, original_destination};
 use tokio::net::TcpStream;
 
 use super::{authorize, deliver};
@@ -15,21 +15,14 @@ use crate::io::{Counting, Side, killed};
 use crate::observe::flow::{End, Failure};
 use crate::observe::{Direction, Flow, Phase, Tracked};
 use crate::outbound::end;
-use crate::pods::{KEEPALIVE, Pod};
+use crate::pods::{Pod, adopt};
 
 /// Serves one captured plaintext connection to the pod.
 pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, from: SocketAddr) {
     // Held while it is being opened too: a drain waits for what it has accepted.
     let _watcher = pod.watcher();
-    let prepared = (|| {
-        stream.set_nonblocking(true)?;
-        tune_accepted(&stream, &KEEPALIVE)?;
-        let own = canonical(stream.local_addr()?);
-        let stream = TcpStream::from_std(stream)?;
-        let target = original_destination(&stream).map_or(own, canonical);
-        Ok::<_, std::io::Error>((stream, target))
-    })();
-    let Ok((client, target)) = prepared else { return };
+    let Ok((client, own)) = adopt(stream) else { return };
+    let target = original_destination(&client).map_or(own, canonical);
     let mut flow = Flow::new(Direction::Inbound, from, target);
     flow.mark(Phase::Accept);
     let mut tracked = pod.shared.observer.begin(flow);

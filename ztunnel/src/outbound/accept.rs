@@ -7,29 +7,27 @@ use culvert_model::Str;
 use culvert_model::outcome::Reason;
 use culvert_model::resolve::Resolved;
 use culvert_model::workload::Workload;
-use culvert_net::socket::{arm_reset, canonical, original_destination, tune_accepted};
-use tokio::net::TcpStream;
+use culvert_net::socket::{arm_reset, canonical, original_destination};
 
 use super::connect::{self, Hop, HopError};
 use super::retry::{Attempt, Missed, until_open};
 use super::{forward, lookup, resolve};
 use crate::observe::flow::{End, Failure};
 use crate::observe::{Direction, Flow, Phase, Tracked};
-use crate::pods::{KEEPALIVE, Pod};
+use crate::pods::{Pod, adopt};
 
 /// Serves one captured connection from accept to close.
 pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, client: SocketAddr) {
     // Held while it is being opened too: a drain waits for what it has accepted.
     let _watcher = pod.watcher();
-    let stream = match prepare(stream) {
-        Ok(stream) => stream,
+    let (stream, own) = match adopt(stream) {
+        Ok(adopted) => adopted,
         Err(error) => {
             tracing::debug!(pod = %pod.workload_uid, %error, "a captured connection was gone before it was served");
             return;
         }
     };
     // Without conntrack's word the destination is our own port: somebody dialled it, nothing was captured.
-    let own = stream.local_addr().map(canonical).unwrap_or(client);
     let destination = original_destination(&stream).map(canonical).unwrap_or(own);
     let mut tracked = pod.shared.observer.begin(Flow::new(Direction::Outbound, client, destination));
     tracked.flow.mark(Phase::Accept);
@@ -43,12 +41,6 @@ pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, cl
             tracked.finish(End::Failed(failure));
         }
     }
-}
-
-fn prepare(stream: std::net::TcpStream) -> std::io::Result<TcpStream> {
-    stream.set_nonblocking(true)?;
-    tune_accepted(&stream, &KEEPALIVE)?;
-    TcpStream::from_std(stream)
 }
 
 async fn open(

@@ -5,6 +5,7 @@ mod pod;
 mod registry;
 mod zds;
 
+pub use listen::adopt;
 pub use pod::{KEEPALIVE, Pod, PodInfo, Shared};
 pub use registry::Pods;
 pub use zds::{ZdsError, run as run_zds};
