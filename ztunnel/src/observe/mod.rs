@@ -81,3 +81,6 @@ impl Drop for Tracked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
