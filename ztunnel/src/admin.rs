@@ -80,7 +80,8 @@ fn metrics(shared: &Arc<Shared>, registry: &Registry) -> AdminServer {
     server
 }
 
-fn config_dump(shared: &Shared, pods: &Pods) -> Value {
+/// Everything the proxy knows (Z112).
+pub(crate) fn config_dump(shared: &Shared, pods: &Pods) -> Value {
     let snapshot = shared.state.load_full();
     value!({
         "version": env!("CARGO_PKG_VERSION"),

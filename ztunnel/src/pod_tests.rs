@@ -35,7 +35,7 @@ use crate::authority::Authority;
 use crate::config::{ProxyConfig, SOURCE_TIMEOUT};
 use crate::dns::fake::{fake_in, many};
 use crate::observe::{Connections, Metrics, Observer};
-use crate::pods::{Pod, PodInfo, Shared};
+use crate::pods::{Pod, PodInfo, Pods, Shared};
 use crate::state::State;
 use crate::world::{by_name, identity, serve, service, snapshot, workload};
 
@@ -68,6 +68,35 @@ fn namespace() -> Arc<NetNs> {
     ip(&netns, "link set out up");
     ip(&netns, "route add default via 100.64.1.1");
     Arc::new(netns)
+}
+
+/// What pods share, and the process's drain.
+fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, DrainTrigger) {
+    let mut arguments = vec!["ztunnel".to_owned()];
+    for (name, value) in [("node", "n"), ("xds-address", "-"), ("xds-root-cert", "-"), ("token-file", "-")] {
+        arguments.push(format!("--{name}={value}"));
+    }
+    arguments.extend(dns.map(|server| format!("--dns-upstream={server}")));
+    let (trigger, watcher) = drain::channel();
+    let shared = Arc::new(Shared {
+        config: Settings::parse_from(arguments).proxy,
+        state: Arc::new(State::default()),
+        certificates: Arc::new(CertificateManager::new(
+            authority.clone(),
+            ManagerConfig::default(),
+            Arc::new(SystemClock),
+        )),
+        names: Default::default(),
+        observer: Observer {
+            metrics: Metrics::new(&mut Registry::default()),
+            connections: Arc::new(Connections::default()),
+        },
+        workers: vec![Handle::current()],
+        readiness: Readiness::new(),
+        drain: watcher,
+        next_worker: AtomicUsize::new(0),
+    });
+    (shared, trigger)
 }
 
 /// Another namespace, 100.64.1.1, at the other end of the pod's way out.
@@ -107,32 +136,7 @@ impl World {
 
     fn start(setup: Setup, known: Arc<Snapshot>) -> Self {
         let Setup { authority, netns, name, dns } = setup;
-        let mut arguments = vec!["ztunnel".to_owned()];
-        for (name, value) in
-            [("node", "n"), ("xds-address", "-"), ("xds-root-cert", "-"), ("token-file", "-")]
-        {
-            arguments.push(format!("--{name}={value}"));
-        }
-        arguments.extend(dns.map(|server| format!("--dns-upstream={server}")));
-        let (trigger, watcher) = drain::channel();
-        let shared = Arc::new(Shared {
-            config: Settings::parse_from(arguments).proxy,
-            state: Arc::new(State::default()),
-            certificates: Arc::new(CertificateManager::new(
-                authority.clone(),
-                ManagerConfig::default(),
-                Arc::new(SystemClock),
-            )),
-            names: Default::default(),
-            observer: Observer {
-                metrics: Metrics::new(&mut Registry::default()),
-                connections: Arc::new(Connections::default()),
-            },
-            workers: vec![Handle::current()],
-            readiness: Readiness::new(),
-            drain: watcher,
-            next_worker: AtomicUsize::new(0),
-        });
+        let (shared, trigger) = shared(&authority, dns);
         shared.state.commit(known);
         let info = PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
         let pod = Pod::start(shared, info, netns.clone()).unwrap();
@@ -447,4 +451,89 @@ fn one(query: &[u8]) -> Option<Vec<u8>> {
     let mut answer = hickory_proto::op::Message::from_vec(&many(query)?).unwrap();
     answer.answers.truncate(1);
     Some(answer.to_vec().unwrap())
+}
+
+fn info(name: &str) -> PodInfo {
+    PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() }
+}
+
+/// C67, C63: after a snapshot the pods that it did not name are no longer served; one that was to be kept is.
+#[tokio::test]
+async fn a_snapshot_drops_what_it_does_not_name() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let pods = Pods::new(shared.clone());
+    assert_eq!(shared.readiness.pending(), ["node agent snapshot"]);
+    pods.session_started();
+    for name in ["named", "kept", "left"] {
+        pods.add(name, info(name), namespace()).await.unwrap();
+    }
+    pods.snapshot_complete().await;
+    assert!(shared.readiness.is_ready());
+    let left = pods.get("left").unwrap();
+
+    pods.session_started();
+    pods.add("named", info("named"), pods.get("named").unwrap().netns.clone()).await.unwrap();
+    pods.keep("kept").unwrap();
+    pods.snapshot_complete().await;
+    assert!(pods.get("named").is_some() && pods.get("kept").is_some());
+    assert!(pods.get("left").is_none());
+    let gone = SocketAddr::from(([127, 0, 0, 1], 15008));
+    let refused = connect(&left.netns, gone, &DialOptions::default(), SOON).await;
+    assert!(refused.is_err(), "nobody listens in a pod that was dropped");
+    assert!(pods.keep("named").is_err(), "C63: to be kept is said before the snapshot only");
+}
+
+/// C68: the same namespace again changes nothing; another one replaces the pod, and the old one is no longer served.
+#[tokio::test]
+async fn another_namespace_is_another_pod() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let pods = Pods::new(shared);
+    let (first, second) = (namespace(), namespace());
+    pods.add("pod", info("cart"), first.clone()).await.unwrap();
+    let served = pods.get("pod").unwrap();
+    pods.add("pod", info("cart"), first.clone()).await.unwrap();
+    assert!(Arc::ptr_eq(&served, &pods.get("pod").unwrap()));
+    pods.add("pod", info("cart"), second.clone()).await.unwrap();
+    assert!(!Arc::ptr_eq(&served, &pods.get("pod").unwrap()));
+    let hbone = SocketAddr::from(([127, 0, 0, 1], 15008));
+    assert!(connect(&second, hbone, &DialOptions::default(), SOON).await.is_ok());
+    assert!(connect(&first, hbone, &DialOptions::default(), SOON).await.is_err());
+}
+
+/// C69: a pod whose sockets cannot be opened is pending, says why, and keeps the process from being ready.
+#[tokio::test]
+async fn a_pod_that_cannot_be_served_is_pending() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let pods = Pods::new(shared.clone());
+    pods.session_started();
+    let netns = namespace();
+    let taken = netns.run(|| std::net::TcpListener::bind("0.0.0.0:15008")).unwrap();
+    let error = pods.add("pod", info("cart"), netns.clone()).await.unwrap_err();
+    assert!(error.to_lowercase().contains("in use"), "{error}");
+    pods.snapshot_complete().await;
+    assert_eq!(shared.readiness.pending(), ["pods that cannot be served yet"]);
+    drop(taken);
+    pods.add("pod", info("cart"), netns).await.unwrap();
+    assert!(shared.readiness.is_ready());
+}
+
+/// Z112: the dump holds everything that the proxy knows, each part under its name.
+#[tokio::test]
+async fn the_dump_holds_everything() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let cart = workload("shop", "cart", &["100.64.1.9"]);
+    shared.state.commit(snapshot([cart], [service("shop/cart.shop.svc.cluster.local", &["198.18.128.1"])]));
+    let pods = Pods::new(shared.clone());
+    pods.add("pod", info("cart"), namespace()).await.unwrap();
+    shared.certificates.get(&identity("shop", "cart")).await.unwrap();
+    let dump = crate::admin::config_dump(&shared, &pods);
+    assert_eq!(dump["workloads"][0]["uid"], "Kubernetes//Pod/shop/cart");
+    assert_eq!(dump["services"][0]["key"], "shop/cart.shop.svc.cluster.local");
+    assert_eq!(dump["certificates"][0]["identity"], "spiffe://cluster.local/ns/shop/sa/cart");
+    assert_eq!(dump["pods"][0]["name"], "cart");
+    for (part, entries) in [("policies", 0), ("connections", 0)] {
+        assert_eq!(dump[part].as_array().map(Vec::len), Some(entries), "{part}");
+    }
+    assert_eq!(dump["node"], "n");
+    assert_eq!(dump["version"], env!("CARGO_PKG_VERSION"));
 }
