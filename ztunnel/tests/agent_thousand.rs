@@ -82,7 +82,14 @@ async fn a_thousand_namespaces_leave_nothing_behind() {
     let (root, token) = (path("root.pem"), path("token"));
     let mut arguments = vec!["proxy", "--node", "node-a", "--zds-socket", &socket];
     arguments.extend(["--xds-address", "https://127.0.0.1:15012"]);
-    arguments.extend(["--xds-server-name", "controller.test", "--xds-root-cert", &root, "--token-file", &token]);
+    arguments.extend([
+        "--xds-server-name",
+        "controller.test",
+        "--xds-root-cert",
+        &root,
+        "--token-file",
+        &token,
+    ]);
     let proxy = Program::start(&own, &arguments);
     let known = [&*node, &own].map(|ns| fs::read_link(ns_path(ns)).unwrap().display().to_string());
 

@@ -213,3 +213,13 @@ pub(crate) fn watch(socket: socket2::Socket, interest: Interest) -> io::Result<A
     // references in this crate, so it stays open until it is deregistered.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
+
+/// Makes the calling thread run before others of the machine that are not as urgent, -20 being the most (see setpriority(2); with
+/// 0 for "who", Linux takes the thread, not the process).
+pub(crate) fn set_thread_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: takes three numbers and touches no memory of ours.
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -110,6 +110,11 @@ impl Sentry {
         };
         let worker = Workers::start(1, "attest")?;
         let thread = worker.handle(0).clone();
+        tasks.spawn_on(&thread, "attest", async {
+            if let Err(error) = culvert_net::hurry_thread() {
+                tracing::info!(%error, "altered rules may be noticed late on a busy node");
+            }
+        });
         Ok(Self { shared: Arc::new(shared), tasks, thread, _worker: Arc::new(Mutex::new(worker)) })
     }
 
@@ -291,7 +296,10 @@ fn write(
     if let Some(established) = established {
         redirect::set_established(netns, established).map_err(RedirectError::Routes)?;
     }
-    redirect::install(netns, rules)
+    match established {
+        Some(Established::Cut) => redirect::install_closed(netns, rules),
+        _ => redirect::install(netns, rules),
+    }
 }
 
 /// None is no error: such a pod is healed without being held.

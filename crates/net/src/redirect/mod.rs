@@ -23,11 +23,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::NetNs;
+use crate::netlink::Message;
 use crate::nft::{Batch, NftError, read_table};
 use crate::route::{Family, MarkRule, Routing, ipv6_enabled};
 
 /// Name of the table of family inet that holds all of it.
 pub const TABLE: &str = "culvert";
+/// Name of the table that closes a pod while its rules are written again.
+const GATE: &str = "culvert_gate";
 /// Routing table in which every address is local (C39).
 pub const ROUTE_TABLE: u8 = 100;
 /// Preference of the routing rule (C39).
@@ -210,13 +213,40 @@ pub fn install(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError>
     Ok(batch.commit(ns)?)
 }
 
+/// Like [`install`], for a pod whose rules were lost, and which must not get around them: nothing enters or leaves meanwhile, and
+/// what was tracked is forgotten.
+///
+/// Tracking outlives the rules by some milliseconds, and precedes them by as many when they are written. Connections of that time
+/// are tracked and not redirected, and later ones from the same port would follow them around the proxy for days. Connections
+/// through the proxy may break as well.
+///
+/// # Errors
+/// See [`RedirectError`]. After an error nothing may enter or leave until a later call succeeds.
+pub fn install_closed(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError> {
+    rules::gate(GATE).commit(ns)?;
+    install(ns, config)?;
+    forget_connections(ns).map_err(RedirectError::Read)?;
+    let mut open = Batch::new();
+    Ok(open.delete_table(GATE).commit(ns)?)
+}
+
+/// Empties the connection tracking table of a namespace. A kernel without ctnetlink cannot, and keeps them.
+fn forget_connections(ns: &NetNs) -> io::Result<()> {
+    // Subsystem 1, delete; without a filter it means all. The header is of any family.
+    let message = Message::new(1 << 8 | 2, 0, &[0; 4]);
+    match ns.netfilter(|socket| socket.request(message)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Takes a pod's redirection away; what is missing is ignored (C49).
 ///
 /// # Errors
 /// See [`RedirectError`].
 pub fn remove(ns: &NetNs) -> Result<(), RedirectError> {
     let mut batch = Batch::new();
-    batch.delete_table(TABLE).commit(ns)?;
+    batch.delete_table(TABLE).delete_table(GATE).commit(ns)?;
     // Both families, whatever was configured: IPv6 may have been switched off since.
     let mut routing = ns.run(Routing::open).map_err(RedirectError::Routes)?;
     for family in [Family::V4, Family::V6] {

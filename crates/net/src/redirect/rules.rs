@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::RedirectConfig;
-use crate::nft::{Chain, Cmp, HookPoint, HookType, Rule, Set, SetKey, Verdict};
+use crate::nft::{Batch, Chain, Cmp, HookPoint, HookType, Rule, Set, SetKey, Verdict};
 
 /// Before conntrack (-200), which is when a zone can still be chosen.
 const RAW: i32 = -300;
@@ -58,6 +58,19 @@ pub(super) fn program(config: &RedirectConfig) -> Program {
         }
     }
     Program { sets: sets(config), chains }
+}
+
+/// Drops what enters or leaves, before connection tracking sees it.
+pub(super) fn gate(table: &str) -> Batch {
+    let (enters, leaves) = ("enters", "leaves");
+    let mut batch = Batch::new();
+    batch
+        .replace_table(table)
+        .add_chain(table, &Chain::base(enters, HookType::Filter, HookPoint::Prerouting, RAW - 1))
+        .add_chain(table, &Chain::base(leaves, HookType::Filter, HookPoint::Output, RAW - 1))
+        .add_rule(table, enters, &Rule::new("closed").iifname(Cmp::Ne, "lo").verdict(Verdict::Drop))
+        .add_rule(table, leaves, &Rule::new("closed").oifname(Cmp::Ne, "lo").verdict(Verdict::Drop));
+    batch
 }
 
 fn sets(config: &RedirectConfig) -> Vec<Set> {
