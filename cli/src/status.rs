@@ -57,8 +57,9 @@ fn mesh_problem(pod: &PodReport, redirection: &BTreeMap<String, RedirectionStatu
         return None;
     }
     match redirection.get(&pod.uid) {
-        Some(RedirectionStatus { redirection: Redirection::Enabled, .. }) => None,
+        // Enrolled in spite of it, as with an annotation that cannot be read.
         Some(RedirectionStatus { error: Some(error), .. }) => Some(format!("pod {}: mesh: {error}", pod.key)),
+        Some(RedirectionStatus { redirection: Redirection::Enabled, .. }) => None,
         _ => Some(format!("pod {}: not in the mesh yet", pod.key)),
     }
 }
@@ -150,4 +151,37 @@ fn addresses(addresses: &[IpAddr]) -> String {
         return "-".to_owned();
     }
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use culvert_k8s_api::status::Phase;
+    use culvert_sandbox::cluster::Key;
+
+    #[test]
+    fn an_error_shows_whether_or_not_the_pod_is_enrolled() {
+        let pod = PodReport {
+            key: Key { namespace: "shop".into(), name: "cart".into() },
+            uid: "u".into(),
+            node: "a".into(),
+            addresses: Vec::new(),
+            netns: "/n".into(),
+            phase: Phase::Running,
+            ready: true,
+            enrolled: true,
+            deleted: false,
+            containers: Vec::new(),
+        };
+        let problem = |redirection, error: Option<&str>| {
+            let status = RedirectionStatus { redirection, error: error.map(str::to_owned) };
+            mesh_problem(&pod, &BTreeMap::from([("u".to_owned(), status)]))
+        };
+        assert_eq!(problem(Redirection::Enabled, None), None);
+        let why = "exclude-outbound-ports: \"x\" is no port";
+        for state in [Redirection::Enabled, Redirection::Pending] {
+            assert!(problem(state, Some(why)).is_some_and(|text| text.contains(why)));
+        }
+        assert!(problem(Redirection::Pending, None).is_some());
+    }
 }
