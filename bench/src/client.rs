@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::protocol::{CHUNK, ECHO, REQUEST, RESPONSE, SINK};
+use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -105,9 +105,12 @@ async fn new_connections(target: SocketAddr, until: Instant) -> Counted {
     let mut times = Vec::new();
     while Instant::now() < until {
         let started = Instant::now();
-        let mut stream = open(target, ECHO).await?;
+        let mut stream = open(target, ONE).await?;
         request(&mut stream).await?;
         times.push(nanos(started));
+        if stream.read(&mut [0]).await? != 0 {
+            return Err(std::io::Error::other("more than one answer"));
+        }
     }
     Ok((times.len() as u64, times))
 }

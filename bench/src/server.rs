@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::protocol::{CHUNK, ECHO, REQUEST, RESPONSE, SINK};
+use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK};
 
 /// Serves until it is ended.
 pub async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
@@ -44,6 +44,10 @@ async fn connection(mut stream: TcpStream) -> std::io::Result<()> {
                 stream.write_all(&response).await?;
             }
             Ok(())
+        }
+        ONE => {
+            stream.read_exact(&mut [0; REQUEST]).await?;
+            stream.write_all(&[b'x'; RESPONSE]).await
         }
         _ => Ok(()),
     }
