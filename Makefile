@@ -80,7 +80,7 @@ setup-run: setup-build
 	@scripts/need curl python3
 
 setup-test: setup-run
-	@scripts/need ip kill
+	@scripts/need ip kill nft
 	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): the tests against Istio's packages need it" >&2; exit 1; }
 
 setup-deny:

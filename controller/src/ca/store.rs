@@ -1,4 +1,4 @@
-//! The root on disk: `<dir>/root/key.pem` (mode 600) and `<dir>/root/cert.pem`.
+//! The root on disk: `root/key.pem` (mode 600) and `root/cert.pem` below the given directory.
 //!
 //! Both are made in a directory beside and moved in place by one rename, so that no crash leaves half a pair. What is
 //! there is never replaced: every workload of the mesh trusts it.

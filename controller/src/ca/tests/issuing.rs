@@ -152,7 +152,7 @@ fn a_pair_that_is_no_good_is_refused_and_left_alone() {
     let open = || Authority::open(&dir.path().join("ca"), clock());
     open().unwrap();
 
-    fs::copy(other.path().join("ca/root/cert.pem"), &certificate).unwrap();
+    fs::copy(other.path().join("ca").join("root").join("cert.pem"), &certificate).unwrap();
     let error = open().unwrap_err();
     assert!(error.to_string().contains("does not belong to the key"), "{error}");
     assert_eq!(fs::read(&key).unwrap(), good[0], "the key is as it was");
