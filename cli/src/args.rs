@@ -106,6 +106,9 @@ pub struct DemoArgs {
     /// Leave everything up if a check fails
     #[arg(long)]
     pub keep: bool,
+    /// Address families of nodes, pods and services
+    #[arg(long, value_enum, default_value_t = FamilyArg::Dual)]
+    pub family: FamilyArg,
     /// Where the programs `controller` and `ztunnel` are [default: beside this one]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -245,6 +248,17 @@ impl StateArgs {
     /// The state directory.
     pub fn open(&self) -> Result<StateDir, StateError> {
         StateDir::new(&self.dir)
+    }
+}
+
+impl FamilyArg {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            FamilyArg::Ipv4 => "ipv4",
+            FamilyArg::Ipv6 => "ipv6",
+            FamilyArg::Dual => "dual",
+        }
     }
 }
 

@@ -157,12 +157,7 @@ fn summary(report: &Report) -> String {
 fn background_arguments(args: &UpArgs, state: &StateDir, manifests: &Path) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["internal-supervise".into(), "--filename".into(), manifests.into()];
     line.extend(["--state".into(), state.root().into()]);
-    let family = match args.family.into() {
-        culvert_sandbox::plan::Family::Ipv4 => "ipv4",
-        culvert_sandbox::plan::Family::Ipv6 => "ipv6",
-        culvert_sandbox::plan::Family::Dual => "dual",
-    };
-    line.extend(["--family".into(), family.into()]);
+    line.extend(["--family".into(), args.family.name().into()]);
     if args.no_mesh {
         line.push("--no-mesh".into());
     }

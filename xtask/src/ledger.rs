@@ -3,6 +3,7 @@
 //! and to have run and passed.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -59,8 +60,9 @@ pub fn check(root: &Path, options: Options) -> anyhow::Result<Vec<String>> {
         let results = Results::read(&targets.directory.join("tiers"), &targets)?;
         problems.extend(results.ambiguous.iter().cloned());
         problems.extend(not_shown(&ledger, &results));
-        for line in shares(&ledger, &results) {
-            println!("{line}");
+        for share in shares(&ledger, &results) {
+            println!("{share}");
+            problems.extend(share.short_of());
         }
     }
     Ok(problems)
@@ -96,8 +98,52 @@ fn not_shown(ledger: &Ledger, results: &Results) -> Vec<String> {
     problems.into_iter().collect()
 }
 
-/// How many behaviours of each importance a test has shown, over what counts.
-fn shares(ledger: &Ledger, results: &Results) -> Vec<String> {
+/// How many behaviours of one importance a test has shown, over what counts.
+#[derive(Debug, PartialEq, Eq)]
+struct Share {
+    tag: Tag,
+    rows: usize,
+    whole: usize,
+    part: usize,
+}
+
+impl Share {
+    /// The least share of behaviours shown in full, percent. What is advanced may wait.
+    fn least(&self) -> usize {
+        match self.tag {
+            Tag::Core => 95,
+            Tag::Expected => 85,
+            Tag::Advanced => 0,
+        }
+    }
+
+    fn short_of(&self) -> Option<String> {
+        (self.whole * 100 < self.least() * self.rows).then(|| {
+            format!(
+                "{} of {} {} behaviours are shown; at least {} % must be",
+                self.whole,
+                self.rows,
+                self.tag,
+                self.least()
+            )
+        })
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tag, rows, whole, part } = self;
+        let percent = |shown: usize| 100.0 * shown as f64 / (*rows).max(1) as f64;
+        write!(
+            f,
+            "ledger   {tag:<9} {rows:>3} behaviours: tests that ran show {whole:>3} ({:.1} %), and parts of {part:>2} ({:.1} %)",
+            percent(*whole),
+            percent(whole + part)
+        )
+    }
+}
+
+fn shares(ledger: &Ledger, results: &Results) -> Vec<Share> {
     [Tag::Core, Tag::Expected, Tag::Advanced]
         .into_iter()
         .map(|tag| {
@@ -108,13 +154,7 @@ fn shares(ledger: &Ledger, results: &Results) -> Vec<String> {
             };
             let whole = rows.iter().filter(|(_, row)| ran(row) && row.part.is_none()).count();
             let part = rows.iter().filter(|(_, row)| ran(row) && row.part.is_some()).count();
-            let percent = |shown: usize| 100.0 * shown as f64 / rows.len().max(1) as f64;
-            format!(
-                "ledger   {tag:<9} {:>3} behaviours: tests that ran show {whole:>3} ({:.1} %), and parts of {part:>2} ({:.1} %)",
-                rows.len(),
-                percent(whole),
-                percent(whole + part)
-            )
+            Share { tag, rows: rows.len(), whole, part }
         })
         .collect()
 }
@@ -153,14 +193,30 @@ mod tests {
             not_shown(&ledger, &results),
             ["Z02: a::live::bad failed", "Z03: a::live::never did not run"]
         );
+        let shares = shares(&ledger, &results);
         assert_eq!(
-            shares(&ledger, &results),
+            shares.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
                 "ledger   core        4 behaviours: tests that ran show   1 (25.0 %), and parts of  1 (50.0 %)",
                 "ledger   expected    1 behaviours: tests that ran show   0 (0.0 %), and parts of  0 (0.0 %)",
                 "ledger   advanced    0 behaviours: tests that ran show   0 (0.0 %), and parts of  0 (0.0 %)",
             ]
         );
+        assert_eq!(
+            shares.iter().map(Share::short_of).collect::<Vec<_>>(),
+            [
+                Some("1 of 4 core behaviours are shown; at least 95 % must be".to_owned()),
+                Some("0 of 1 expected behaviours are shown; at least 85 % must be".to_owned()),
+                None,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_share_is_enough_from_its_bound_on() {
+        let share = |whole| Share { tag: Tag::Core, rows: 20, whole, part: 20 - whole };
+        assert!(share(18).short_of().is_some());
+        assert_eq!(share(19).short_of(), None);
     }
 
     #[test]

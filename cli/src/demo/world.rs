@@ -47,6 +47,7 @@ impl World {
         }
         let mut command = world.culvert();
         command.args(["up", "--detach", "-f"]).arg(world.dir.join("manifests"));
+        command.args(["--family", args.family.name()]);
         if let Some(bin_dir) = &args.bin_dir {
             command.arg("--bin-dir").arg(bin_dir);
         }

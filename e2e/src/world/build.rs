@@ -63,6 +63,23 @@ impl WorldBuilder {
         self
     }
 
+    /// Every manifest of a folder of `examples/`, so that what users are shown is what was run.
+    ///
+    /// # Errors
+    /// If there is no such example, or none of its files can be read.
+    pub fn example(mut self, name: &str) -> Result<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        let entries = fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            self = self.manifest(&file, &text);
+        }
+        ensure!(!self.files.is_empty(), "{} holds no manifest", folder.display());
+        Ok(self)
+    }
+
     /// One more argument of `culvert up`, such as `--controller-arg=--cert-ttl`.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
