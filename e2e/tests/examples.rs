@@ -35,7 +35,8 @@ fn shop_sells_in_every_family() {
 }
 
 fn hello(family: &str) -> Result<()> {
-    let output = Command::new(program("culvert")?).args(["demo", "-o", "json", "--family", family]).output()?;
+    let output =
+        Command::new(program("culvert")?).args(["demo", "-o", "json", "--family", family]).output()?;
     let outcome: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("{}", String::from_utf8_lossy(&output.stderr)))?;
     let checks = outcome["checks"].as_array().context("no checks")?;
