@@ -1,8 +1,8 @@
 //! Makes the prost messages from `proto/*.proto`, without a protoc on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["workload", "authorization", "zds", "ca", "discovery"].map(|name| format!("proto/{name}.proto"));
+    let files = ["workload", "authorization", "zds", "ca", "discovery", "extension"]
+        .map(|name| format!("proto/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;
     let mut config = prost_build::Config::new();

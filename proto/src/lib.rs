@@ -30,6 +30,16 @@ pub mod discovery {
     include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));
 }
 
+/// What this mesh adds to the workload API, in extensions: `culvert.workload.v1`.
+pub mod extension {
+    include!(concat!(env!("OUT_DIR"), "/culvert.workload.v1.rs"));
+}
+
+/// A message of any type, with its type URL.
+pub use prost_types::Any;
+
+/// Type URL of [`extension::SessionAffinity`].
+pub const SESSION_AFFINITY_TYPE_URL: &str = "type.googleapis.com/culvert.workload.v1.SessionAffinity";
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`] resources.

@@ -51,6 +51,7 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
         certificates: certificates(&config)?,
         names: crate::dns::Names::default(),
         state: Arc::new(State::default()),
+        endpoints: Arc::default(),
         observer: Observer { metrics, connections: Arc::new(Connections::default()) },
         readiness: readiness.clone(),
         drain: watcher,

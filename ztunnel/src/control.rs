@@ -142,6 +142,8 @@ impl Follower {
             }
         }
         self.evict(&old, &snapshot, changed);
+        let told = changed.workloads.iter().filter(|(_, change)| *change != Change::Added);
+        self.shared.endpoints.changed(told.map(|(uid, change)| (uid, *change == Change::Removed)));
         self.waiting = None;
         let (workloads, services, policies) = snapshot.sizes();
         tracing::debug!(generation = snapshot.generation(), workloads, services, policies, "committed");

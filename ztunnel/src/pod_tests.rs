@@ -14,6 +14,7 @@ use culvert_hbone::error::ConnectError;
 use culvert_hbone::io::TunnelIo;
 use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::tls::{client_config, unnamed};
+use culvert_model::balance::Observed;
 use culvert_model::identity::Identity;
 use culvert_model::service::Service;
 use culvert_model::snapshot::Snapshot;
@@ -87,6 +88,7 @@ fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, 
             Arc::new(SystemClock),
         )),
         names: Default::default(),
+        endpoints: Arc::default(),
         observer: Observer {
             metrics: Metrics::new(&mut Registry::default()),
             connections: Arc::new(Connections::default()),
@@ -422,7 +424,7 @@ async fn from_pod_to_pod() {
     let known = snapshot([cart(), gone, web], [service(WEB, &["198.18.128.9"])]);
     let near = Setup { authority: authority.clone(), netns, name: "cart", dns: None };
     let near = World::start(near, known.clone());
-    let far = World::start(Setup { authority, netns: other, name: "web", dns: None }, known);
+    let far = World::start(Setup { authority, netns: other, name: "web", dns: None }, known.clone());
     for world in [&near, &far] {
         install(&world.netns, &RedirectConfig::default()).unwrap();
     }
@@ -438,12 +440,20 @@ async fn from_pod_to_pod() {
         assert_eq!(&heard, b"question");
         let live = far.pod.shared.observer.connections.all();
         assert!(live.iter().all(|live| live.facts.identity == Some(identity("shop", "cart"))), "proven");
+        let seen = &near.pod.shared.endpoints;
+        let load = |name| seen.load(known.workload_by_uid(&format!("Kubernetes//Pod/shop/{name}")).unwrap());
+        assert_eq!((load("gone"), load("web")), (0, 1), "what is in progress is load");
         drop(answering);
         assert_eq!(soon(asking.read(&mut heard)).await.unwrap(), 0, "its end arrives as an end");
     }
     assert_eq!(near.pod.pools[0].stats().connections, 1, "one tunnel for all (Z21)");
+    let shared = near.pod.shared.clone();
+    let metrics = &shared.observer.metrics;
+    assert_eq!(metrics.connect_retries.get(), metrics.endpoint_cooldowns.get());
+    assert!((1..=3).contains(&metrics.connect_retries.get()), "while it is avoided nobody tries it");
     near.end().await;
     far.end().await;
+    assert_eq!(shared.endpoints.sizes().0, 0, "nothing stays behind");
 }
 
 /// 127.0.0.9 for whatever is asked.

@@ -16,22 +16,27 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 mod endpoint;
+mod explain;
 mod gateway;
 
 use crate::Str;
 use crate::address::NetworkAddress;
-use crate::balance::Place;
+use crate::balance::{Candidate, Client, Observed, Place, pick};
 use crate::identity::Identity;
 use crate::outcome::Reason;
 use crate::service::{LoadBalancingMode, Service};
 use crate::snapshot::{Destination, Snapshot};
 use crate::workload::{TunnelProtocol, Workload};
 
+pub use explain::{Addressed, Considered, Explanation, explain};
+
 /// What is known of an outgoing connection.
 #[derive(Clone, Copy, Debug)]
 pub struct OutboundFacts<'a> {
     /// The workload whose namespace the socket is in.
     pub source: &'a Workload,
+    /// The address that the application connected from: a service that keeps clients knows them by it.
+    pub client: IpAddr,
     /// Where the application connected to.
     pub original_destination: SocketAddr,
     /// Workloads (uid) that must not be chosen: they already failed for this connection. A refusal is then the last word.
@@ -137,6 +142,32 @@ impl Refusal {
     }
 }
 
+impl Resolved {
+    /// The workload to connect to and the port there, if it was chosen among several: another might do as well. `None` where
+    /// the address asked for is its own.
+    pub fn chosen(&self) -> Option<(&Arc<Workload>, u16)> {
+        match self {
+            Self::Plain { workload, service: Some(_), destination } => Some((workload, destination.port())),
+            Self::NeedsDns(needed) => needed.service.as_ref().map(|_| (&needed.workload, needed.port)),
+            Self::Tunnel(route) if route.kind != TunnelKind::Direct => {
+                Some((&route.workload, route.peer.port()))
+            }
+            Self::Tunnel(route) => route.service.as_ref().map(|_| (&route.workload, route.target.port())),
+            Self::Passthrough { .. } | Self::Plain { service: None, .. } => None,
+        }
+    }
+
+    /// The workload to connect to, if any is known.
+    pub fn workload(&self) -> Option<&Arc<Workload>> {
+        match self {
+            Self::Passthrough { .. } => None,
+            Self::Plain { workload, .. } => Some(workload),
+            Self::NeedsDns(needed) => Some(&needed.workload),
+            Self::Tunnel(route) => Some(&route.workload),
+        }
+    }
+}
+
 impl NeedsDns {
     /// The way, now that the name has an address.
     pub fn with_address(self, address: IpAddr) -> Resolved {
@@ -144,21 +175,22 @@ impl NeedsDns {
     }
 }
 
-/// Decides where a connection goes. `load` and `random` are those of [`pick`](crate::balance::pick).
+/// Decides where a connection goes. `observed` and `random` are those of [`pick`](crate::balance::pick).
 ///
 /// # Errors
 /// [`Refusal`]: what was addressed is known and cannot be reached as it has to be. It is never passed through instead.
 pub fn resolve(
     snapshot: &Snapshot,
     facts: &OutboundFacts<'_>,
-    load: &dyn Fn(&Workload) -> u32,
+    observed: &dyn Observed,
     random: &mut dyn FnMut(u64) -> u64,
 ) -> Result<Resolved, Refusal> {
     let asked =
         SocketAddr::new(facts.original_destination.ip().to_canonical(), facts.original_destination.port());
     refuse_self_call(facts, asked)?;
     let address = NetworkAddress { network: facts.place.network.clone(), address: asked.ip() };
-    let mut chooser = Chooser { snapshot, facts, asked, load, random };
+    let client = Client { place: facts.place, address: facts.client };
+    let mut chooser = Chooser { snapshot, facts, client, asked, observed, random };
     match snapshot.destination(&address, &facts.source.namespace) {
         Destination::Service(service) => chooser.resolve_service(service),
         Destination::Workload(workload) => chooser.resolve_workload(workload, true),
@@ -181,13 +213,29 @@ fn refuse_self_call(facts: &OutboundFacts<'_>, asked: SocketAddr) -> Result<(), 
 struct Chooser<'a> {
     snapshot: &'a Snapshot,
     facts: &'a OutboundFacts<'a>,
+    client: Client<'a>,
     /// The original destination; an IPv4 address is never in its mapped form.
     asked: SocketAddr,
-    load: &'a dyn Fn(&Workload) -> u32,
+    observed: &'a dyn Observed,
     random: &'a mut dyn FnMut(u64) -> u64,
 }
 
-impl Chooser<'_> {
+impl<'a> Chooser<'a> {
+    /// One endpoint of a service that `fit` names a port of, among those that have not failed for this connection.
+    fn pick(
+        &mut self,
+        service: &Service,
+        fit: &dyn Fn(&'a Workload) -> Option<u16>,
+    ) -> Option<Candidate<'a>> {
+        let exclude = self.facts.exclude;
+        let fit = |workload: &'a Arc<Workload>| {
+            // Ports first: they are what most often tells endpoints apart, and uids are long.
+            fit(workload).filter(|_| !exclude.contains(&workload.uid))
+        };
+        let endpoints = self.snapshot.endpoints(&service.key);
+        pick(&endpoints, &fit, &service.load_balancing, &self.client, self.observed, self.random)
+    }
+
     fn resolve_service(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
         if let Some(waypoint) = self.waypoint_of(service) {
             if !self.source_is(waypoint) {

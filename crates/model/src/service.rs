@@ -46,6 +46,18 @@ pub struct LoadBalancing {
     pub scopes: SmallVec<[Scope; 3]>,
     /// Endpoints that are not ready count too (publishNotReadyAddresses).
     pub allow_unhealthy: bool,
+    /// Whether a client stays with its endpoint.
+    pub affinity: Affinity,
+}
+
+/// Whether a client stays with its endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub enum Affinity {
+    /// Each connection by itself.
+    #[default]
+    None,
+    /// Connections from one address go to one endpoint while that is there (`sessionAffinity: ClientIP`).
+    ClientAddress,
 }
 
 /// The rule by which endpoints are chosen.

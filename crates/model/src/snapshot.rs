@@ -11,6 +11,7 @@ use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+mod endpoints;
 mod write;
 
 use crate::Str;
@@ -19,6 +20,7 @@ use crate::policy::{Policy, PolicyKey};
 use crate::service::Service;
 use crate::workload::Workload;
 
+pub use endpoints::Endpoints;
 pub use write::{Applied, Change, Changed, SnapshotWriter, Update};
 
 /// One moment's knowledge.
@@ -30,7 +32,7 @@ pub struct Snapshot {
     /// its address, whichever event comes first.
     by_address: HashMap<NetworkAddress, SmallVec<[Arc<Workload>; 1]>>,
     /// Ordered by uid so that a decision depends on nothing but the snapshot. An entry may come before its service (Z101).
-    endpoints: HashMap<NamespacedHostname, OrdMap<Str, Arc<Workload>>>,
+    endpoints: HashMap<NamespacedHostname, endpoints::EndpointIndex>,
     services: HashMap<NamespacedHostname, Arc<Service>>,
     /// Each list is ordered by key.
     by_hostname: HashMap<Str, SmallVec<[Arc<Service>; 1]>>,
@@ -134,8 +136,8 @@ impl Snapshot {
 
     /// The workloads that are endpoints of a service, healthy or not, ordered by uid; the service itself need not be
     /// known (yet).
-    pub fn endpoints(&self, service: &NamespacedHostname) -> impl Iterator<Item = &Arc<Workload>> + Clone {
-        self.endpoints.get(service).into_iter().flat_map(|of| of.iter()).map(|(_, workload)| workload)
+    pub fn endpoints(&self, service: &NamespacedHostname) -> Endpoints<'_> {
+        self.endpoints.get(service).map_or_else(|| Endpoints::from(&[][..]), |of| of.endpoints())
     }
 
     /// The policy of this name.

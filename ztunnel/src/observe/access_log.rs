@@ -22,6 +22,7 @@ macro_rules! emit {
             security = security($flow.security),
             policy = $flow.policy.as_ref().map(tracing::field::display),
             dry_run = dry_run.as_deref(),
+            attempts = ($flow.attempts > 1).then_some($flow.attempts),
             bytes_sent = $flow.sent,
             bytes_recv = $flow.received,
             duration = %format_args!("{:.3}ms", $flow.elapsed().as_secs_f64() * 1e3),

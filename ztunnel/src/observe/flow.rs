@@ -32,6 +32,8 @@ pub struct Flow {
     pub dry_run: SmallVec<[(PolicyKey, &'static str); 1]>,
     /// Whether both ends of the last hop proved who they are.
     pub security: Security,
+    /// How many endpoints were tried; 0 where none was decided on.
+    pub attempts: u8,
     /// The 128-bit trace id, hexadecimal, that joins both proxies' records of this connection.
     pub trace: Option<String>,
     /// Bytes from the source to the destination.
@@ -132,6 +134,7 @@ impl Flow {
             policy: None,
             dry_run: SmallVec::new(),
             security: Security::Plaintext,
+            attempts: 0,
             trace: None,
             sent: 0,
             received: 0,

@@ -48,6 +48,10 @@ pub struct Metrics {
     pub dns_upstream_duration: Histogram,
     /// Names of workloads looked up for connections (Z42, Z104).
     pub on_demand_dns: Counter,
+    /// Endpoints tried after another one failed (Z45).
+    pub connect_retries: Counter,
+    /// Times that an endpoint began to be avoided because connecting to it failed.
+    pub endpoint_cooldowns: Counter,
     /// xDS responses accepted.
     pub xds_accepted: Counter,
     /// xDS responses with a resource that was refused.
@@ -118,6 +122,8 @@ impl Metrics {
             // 0.5 ms to 8 s: a cluster's DNS answers within the first, and after 4.5 s nobody is asked any more.
             dns_upstream_duration: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
             on_demand_dns: Counter::default(),
+            connect_retries: Counter::default(),
+            endpoint_cooldowns: Counter::default(),
             xds_accepted: Counter::default(),
             xds_rejected: Counter::default(),
             series: Mutex::default(),
@@ -147,6 +153,16 @@ impl Metrics {
             m.dns_upstream_duration.clone(),
         );
         istio.register("on_demand_dns", "Names looked up for connections", m.on_demand_dns.clone());
+        istio.register(
+            "connect_retries",
+            "Endpoints tried because another one failed",
+            m.connect_retries.clone(),
+        );
+        istio.register(
+            "endpoint_cooldowns",
+            "Times that an endpoint began to be avoided because connecting to it failed",
+            m.endpoint_cooldowns.clone(),
+        );
         istio.register("xds_accepted", "xDS responses accepted whole", m.xds_accepted.clone());
         istio.register("xds_rejected", "xDS responses with a refused resource", m.xds_rejected.clone());
         let pods = registry.sub_registry_with_prefix("workload_manager");

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use culvert_model::Str;
-use culvert_model::outcome::Reason;
+use culvert_model::outcome::{Blame, Reason};
 use culvert_model::resolve::Resolved;
 use culvert_model::workload::Workload;
 use culvert_net::socket::{arm_reset, canonical, original_destination};
 
 use super::connect::{self, Hop, HopError};
+use super::endpoints::InProgress;
 use super::retry::{Attempt, Missed, until_open};
 use super::{forward, lookup, resolve};
 use crate::observe::flow::{End, Failure};
@@ -33,7 +34,10 @@ pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, cl
     tracked.flow.mark(Phase::Accept);
     // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
     match Box::pin(open(&pod, worker, destination, &mut tracked)).await {
-        Ok(hop) => forward::run(&pod, stream, hop, tracked).await,
+        Ok(Opened { hop, in_progress }) => {
+            forward::run(&pod, stream, hop, tracked).await;
+            drop(in_progress);
+        }
         Err(failure) => {
             // The client must not take this for an empty answer: a reset before any byte, never a clean end.
             let _ = arm_reset(&stream);
@@ -48,7 +52,7 @@ async fn open(
     worker: usize,
     destination: SocketAddr,
     tracked: &mut Tracked,
-) -> Result<Hop, Failure> {
+) -> Result<Opened, Failure> {
     let source = pod.workload().await.ok_or_else(|| {
         Failure::new(
             Reason::UnknownSource,
@@ -69,27 +73,61 @@ struct Opening<'a> {
     flow: &'a mut Flow,
 }
 
-impl Attempt for Opening<'_> {
-    type Hop = Hop;
+/// A connection that is open.
+struct Opened {
+    hop: Hop,
+    /// Counts as the endpoint's load while it lives; `None` where nobody knows who is connected to.
+    in_progress: Option<InProgress>,
+}
 
-    async fn attempt(&mut self, failed: &[Str]) -> Result<Hop, Missed> {
+impl Attempt for Opening<'_> {
+    type Hop = Opened;
+
+    async fn attempt(&mut self, failed: &[Str]) -> Result<Opened, Missed> {
         let decided = resolve::decide(self.pod, &self.source, self.destination, failed, self.flow)
             .map_err(Missed::Undecided)?;
-        // From here on a failure is that of the workload chosen, if it was a service that chose it.
-        let endpoint = self.flow.destination.workload.as_ref().map(|w| w.uid.clone());
-        let endpoint = endpoint.filter(|_| self.flow.service.is_some());
+        let table = &self.pod.shared.endpoints;
+        let in_progress = decided.workload().map(|workload| table.begin(&workload.uid));
+        // From here on a failure is that of the workload chosen, if there was a choice.
+        let chosen = decided.chosen().map(|(workload, port)| (workload.uid.clone(), port));
+        let metrics = &self.pod.shared.observer.metrics;
+        self.flow.attempts += 1;
+        if !failed.is_empty() {
+            metrics.connect_retries.inc();
+        }
+        match (self.connect(decided, chosen.as_ref().map(|(uid, _)| uid)).await, &chosen) {
+            (Ok(hop), chosen) => {
+                chosen.iter().for_each(|(uid, port)| table.succeeded(uid, *port));
+                Ok(Opened { hop, in_progress })
+            }
+            (Err(missed), chosen) => {
+                if let (Missed::Endpoint { failure, .. }, Some((uid, port))) = (&missed, chosen)
+                    && failure.reason.blame() == Blame::Upstream
+                    && let Some(cooldown) = table.failed(uid, *port)
+                {
+                    metrics.endpoint_cooldowns.inc();
+                    tracing::debug!(endpoint = %uid, port, ?cooldown, "others are preferred for a while");
+                }
+                Err(missed)
+            }
+        }
+    }
+}
+
+impl Opening<'_> {
+    async fn connect(&mut self, decided: Resolved, endpoint: Option<&Str>) -> Result<Hop, Missed> {
         let resolved = match decided {
             Resolved::NeedsDns(needed) => {
                 lookup::address(self.pod, &self.source, self.destination, needed, self.flow)
                     .await
-                    .map_err(|failure| missed(HopError::before_sending(failure), endpoint.as_ref()))?
+                    .map_err(|failure| missed(HopError::before_sending(failure), endpoint))?
             }
             decided => decided,
         };
         self.flow.mark(Phase::Resolve);
         connect::open(self.pod, self.worker, &resolved, self.flow)
             .await
-            .map_err(|error| missed(error, endpoint.as_ref()))
+            .map_err(|error| missed(error, endpoint))
     }
 }
 

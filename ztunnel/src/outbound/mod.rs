@@ -2,6 +2,7 @@
 
 mod accept;
 mod connect;
+pub mod endpoints;
 mod forward;
 mod gateway;
 mod lookup;

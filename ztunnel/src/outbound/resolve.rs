@@ -30,13 +30,14 @@ pub fn decide(
     };
     let facts = OutboundFacts {
         source,
+        client: flow.source.address.ip(),
         original_destination: destination,
         place: &place,
         own_ports: &OWN_PORTS,
         exclude: failed,
     };
-    let no_load = |_: &Workload| 0;
-    let resolved = resolve(&snapshot, &facts, &no_load, &mut |bound| fastrand::u64(..bound.max(1)))
+    let seen = &*pod.shared.endpoints;
+    let resolved = resolve(&snapshot, &facts, seen, &mut |bound| fastrand::u64(..bound.max(1)))
         .map_err(|refusal| Failure::new(refusal.reason, refusal.detail))?;
     match &resolved {
         Resolved::Passthrough { .. } => {}

@@ -45,6 +45,8 @@ pub struct Shared {
     pub certificates: Arc<CertificateManager>,
     /// Addresses of workloads that are known by name.
     pub names: crate::dns::Names,
+    /// What was seen of endpoints.
+    pub endpoints: Arc<outbound::endpoints::EndpointTable>,
     /// Logs, metrics, live connections.
     pub observer: Observer,
     /// The threads that carry traffic.

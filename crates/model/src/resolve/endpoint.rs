@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Chooser, NeedsDns, Refusal, Resolved, TunnelKind, TunnelRoute, speaks_hbone};
-use crate::balance::{Candidate, pick};
+use super::gateway::locate;
+use super::{Chooser, NeedsDns, OutboundFacts, Refusal, Resolved, TunnelKind, TunnelRoute, speaks_hbone};
+use crate::balance::Candidate;
 use crate::outcome::Reason;
 use crate::service::{IpFamilies, Service};
+use crate::snapshot::{Destination, Snapshot};
 use crate::wire::HBONE_PORT;
 use crate::workload::{TunnelProtocol, Workload};
 
@@ -16,20 +18,18 @@ impl Chooser<'_> {
     /// One of the service's endpoints, or a refusal: a known address is never passed through (Z35).
     pub(super) fn resolve_endpoint(&mut self, service: &Arc<Service>) -> Result<Resolved, Refusal> {
         let port = self.asked.port();
-        let (facts, families) = (self.facts, service.ip_families);
-        let candidates = self.snapshot.endpoints(&service.key).filter_map(|workload| {
+        let (facts, snapshot, families) = (self.facts, self.snapshot, service.ip_families);
+        let picked = self.pick(service, &|workload| {
             let target_port = workload.services.get(&service.key)?.target(port)?;
-            let fit = !facts.exclude.contains(&workload.uid) && reachable(workload, families, facts.place);
-            fit.then_some(Candidate { workload, target_port })
+            let way = Way::to(workload, service, facts, snapshot);
+            (way == Way::Open).then_some(target_port)
         });
-        let picked = pick(candidates, &service.load_balancing, facts.place, self.load, self.random);
         let Some(Candidate { workload, target_port }) = picked else {
             return Err(self.nothing_picked(service));
         };
         if workload.network != facts.place.network {
             return self.resolve_other_network(service, service, workload);
         }
-        refuse_unspeakable(workload)?;
         Ok(match choose_address(workload, families, self.asked.ip()) {
             Some(address) => at(workload, Some(service), address, target_port),
             None => Resolved::NeedsDns(NeedsDns {
@@ -44,13 +44,14 @@ impl Chooser<'_> {
     /// Says why as precisely as it can.
     fn nothing_picked(&self, service: &Service) -> Refusal {
         let port = self.asked.port();
-        let (mut all, mut offering, mut stranded) = (0_usize, 0_usize, 0_usize);
+        let (mut all, mut offering, mut stranded, mut unspeakable) = (0_usize, 0_usize, 0_usize, 0_usize);
         for workload in self.snapshot.endpoints(&service.key) {
             all += 1;
             if workload.services.get(&service.key).is_some_and(|ports| ports.target(port).is_some()) {
                 offering += 1;
-                let away = workload.network != self.facts.place.network && workload.network_gateway.is_none();
-                stranded += usize::from(away);
+                let way = Way::to(workload, service, self.facts, self.snapshot);
+                stranded += usize::from(way == Way::NoGateway);
+                unspeakable += usize::from(way == Way::Unspeakable);
             }
         }
         if offering == 0 && !service.ports.iter().any(|p| p.service_port == port) {
@@ -59,6 +60,14 @@ impl Chooser<'_> {
         if offering > 0 && stranded == offering {
             let detail = format!("every endpoint of {} is on a network without a known gateway", service.key);
             return Refusal::new(Reason::UnknownNetworkGateway, detail);
+        }
+        if offering > 0 && stranded + unspeakable == offering {
+            let detail = format!(
+                "every endpoint of {} speaks only the sidecars' own mutual TLS, or is on another network and the \
+                 service names no identities that its endpoints there have",
+                service.key
+            );
+            return Refusal::new(Reason::UnsupportedProtocol, detail);
         }
         let failed = self.facts.exclude.len();
         let detail = format!(
@@ -70,15 +79,57 @@ impl Chooser<'_> {
     }
 }
 
-/// Whether there is any way to it: an address of a family the service uses, a name, or its network's gateway (Z73).
-fn reachable(workload: &Workload, families: IpFamilies, place: &crate::balance::Place) -> bool {
-    if workload.network != place.network {
-        return workload.network_gateway.is_some();
+/// Whether there is any way to an endpoint. One without is passed over where another has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// There is.
+    Open,
+    /// It has no address of a family that the service uses, and no name.
+    NoAddress,
+    /// It is on another network, and how to get there is not known (Z40).
+    NoGateway,
+    /// It speaks a protocol that is not spoken here, or nobody could tell who answers for it behind the gateway.
+    Unspeakable,
+}
+
+impl Way {
+    /// An address of a family the service uses, a name, or its network's gateway (Z73).
+    pub fn to(
+        workload: &Workload,
+        service: &Service,
+        facts: &OutboundFacts<'_>,
+        snapshot: &Snapshot,
+    ) -> Self {
+        if workload.network != facts.place.network {
+            let gateway = workload.network_gateway.as_ref();
+            return match gateway.map(|gateway| locate(snapshot, facts, gateway)) {
+                None | Some(Destination::Unknown) => Self::NoGateway,
+                Some(_) if service.subject_alt_names.is_empty() => Self::Unspeakable,
+                Some(_) => Self::Open,
+            };
+        }
+        if workload.tunnel_protocol == TunnelProtocol::LegacyIstioMtls {
+            return Self::Unspeakable;
+        }
+        let mut addresses = workload.addresses.iter();
+        let usable = match workload.addresses.is_empty() {
+            true => !workload.hostname.is_empty(),
+            false => addresses.any(|address| allowed(service.ip_families, address)),
+        };
+        if usable { Self::Open } else { Self::NoAddress }
     }
-    if workload.addresses.is_empty() {
-        return !workload.hostname.is_empty();
+
+    /// Why it cannot be gone, for people.
+    pub fn why_not(self) -> Option<&'static str> {
+        match self {
+            Self::Open => None,
+            Self::NoAddress => Some("no address of a family that the service uses"),
+            Self::NoGateway => Some("on a network without a known gateway"),
+            Self::Unspeakable => {
+                Some("speaks only the sidecars' own mutual TLS, or cannot be told apart behind a gateway")
+            }
+        }
     }
-    workload.addresses.iter().any(|address| allowed(families, address))
 }
 
 /// The address asked for if the workload has it, else one that the service's families allow, of the family asked for if

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::endpoint::choose_address;
-use super::{Chooser, InnerRoute, Refusal, Resolved, TunnelKind, TunnelRoute};
+use super::{Chooser, InnerRoute, OutboundFacts, Refusal, Resolved, TunnelKind, TunnelRoute};
 use crate::address::{GatewayAddress, GatewayDestination};
-use crate::balance::{Candidate, pick};
 use crate::identity::Identity;
 use crate::outcome::Reason;
 use crate::service::{IpFamilies, Service};
-use crate::snapshot::Destination;
+use crate::snapshot::{Destination, Snapshot};
 use crate::workload::Workload;
 
 /// What a gateway is for.
@@ -105,17 +104,12 @@ impl<'a> Chooser<'a> {
     /// A waypoint's service and one of its instances on another network, if none is on ours.
     fn far_waypoint(&mut self, waypoint: &GatewayAddress) -> Option<(&'a Arc<Service>, &'a Arc<Workload>)> {
         let Destination::Service(service) = self.locate(waypoint) else { return None };
-        let facts = self.facts;
-        let mut far = Vec::new();
-        for workload in self.snapshot.endpoints(&service.key) {
-            if workload.network == facts.place.network {
-                return None;
-            }
-            if workload.network_gateway.is_some() && !facts.exclude.contains(&workload.uid) {
-                far.push(Candidate { workload, target_port: waypoint.hbone_port });
-            }
+        let home = &self.facts.place.network;
+        if self.snapshot.endpoints(&service.key).any(|workload| workload.network == *home) {
+            return None;
         }
-        let picked = pick(far.into_iter(), &service.load_balancing, facts.place, self.load, self.random)?;
+        let port = waypoint.hbone_port;
+        let picked = self.pick(service, &|workload| workload.network_gateway.is_some().then_some(port))?;
         Some((service, picked.workload))
     }
 
@@ -151,17 +145,8 @@ impl<'a> Chooser<'a> {
         }))
     }
 
-    /// What a gateway's address means. The control plane named it, so by name it is found even where the client could not
-    /// see it.
     fn locate(&self, gateway: &GatewayAddress) -> Destination<'a> {
-        match &gateway.destination {
-            GatewayDestination::Hostname(key) => {
-                self.snapshot.service_by_key(key).map_or(Destination::Unknown, Destination::Service)
-            }
-            GatewayDestination::Address(address) => {
-                self.snapshot.destination(address, &self.facts.source.namespace)
-            }
-        }
+        locate(self.snapshot, self.facts, gateway)
     }
 
     /// Chooses one instance that is not excluded.
@@ -188,16 +173,14 @@ impl<'a> Chooser<'a> {
         gateway: &GatewayAddress,
         role: Role,
     ) -> Result<Instance, Refusal> {
-        let facts = self.facts;
-        let candidates = self.snapshot.endpoints(&service.key).filter_map(|workload| {
+        let home = &self.facts.place.network;
+        let picked = self.pick(service, &|workload| {
             let ports = workload.services.get(&service.key)?;
-            let target_port = ports.target(gateway.hbone_port).unwrap_or(gateway.hbone_port);
-            let near = role == Role::NetworkGateway || workload.network == facts.place.network;
-            let fit = near && !facts.exclude.contains(&workload.uid) && !workload.addresses.is_empty();
-            fit.then_some(Candidate { workload, target_port })
+            let near = role == Role::NetworkGateway || workload.network == *home;
+            let fit = near && !workload.addresses.is_empty();
+            fit.then(|| ports.target(gateway.hbone_port).unwrap_or(gateway.hbone_port))
         });
-        let Some(picked) = pick(candidates, &service.load_balancing, facts.place, self.load, self.random)
-        else {
+        let Some(picked) = picked else {
             let role = role.name();
             let detail =
                 format!("{role} {} has no instance that is ready, near and did not fail", service.key);
@@ -224,7 +207,21 @@ impl<'a> Chooser<'a> {
     }
 }
 
-fn written(gateway: &GatewayAddress) -> String {
+/// What a gateway's address means. The control plane named it, so by name it is found even where the client could not see it.
+pub(super) fn locate<'a>(
+    snapshot: &'a Snapshot,
+    facts: &OutboundFacts<'_>,
+    gateway: &GatewayAddress,
+) -> Destination<'a> {
+    match &gateway.destination {
+        GatewayDestination::Hostname(key) => {
+            snapshot.service_by_key(key).map_or(Destination::Unknown, Destination::Service)
+        }
+        GatewayDestination::Address(address) => snapshot.destination(address, &facts.source.namespace),
+    }
+}
+
+pub(super) fn written(gateway: &GatewayAddress) -> String {
     match &gateway.destination {
         GatewayDestination::Hostname(key) => key.to_string(),
         GatewayDestination::Address(address) => {

@@ -204,8 +204,7 @@ impl Snapshot {
             }
         }
         for service in workload.services.keys() {
-            let of = self.endpoints.entry(service.clone()).or_default();
-            of.insert(workload.uid.clone(), workload.clone());
+            self.endpoints.entry(service.clone()).or_default().insert(workload.clone());
         }
     }
 
@@ -227,7 +226,7 @@ impl Snapshot {
                 continue;
             }
             if let Some(of) = self.endpoints.get_mut(service) {
-                of.remove(&*old.uid);
+                of.remove(&old.uid);
                 if of.is_empty() {
                     self.endpoints.remove(service);
                 }

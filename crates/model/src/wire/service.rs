@@ -1,12 +1,16 @@
 //! `istio.workload.Service` (D02) and [`Service`].
 
+use culvert_proto::extension::SessionAffinity;
+use culvert_proto::extension::session_affinity::Kind;
 use culvert_proto::workload as proto;
+use culvert_proto::{Any, SESSION_AFFINITY_TYPE_URL};
 use ipnet::IpNet;
+use prost::Message;
 
 use super::{ValueError, encode_gateway, encode_port, gateway, hostname, ip, ip_bytes, port};
 use crate::address::{NamespacedHostname, NetworkPrefix};
 use crate::identity::Identity;
-use crate::service::{IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service};
+use crate::service::{Affinity, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service};
 
 /// Why a service was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +47,10 @@ pub fn decode(message: proto::Service) -> Result<Service, ServiceError> {
         subject_alt_names: subject_alt_names.collect(),
         waypoint: message.waypoint.map(|w| gateway("waypoint", w)).transpose()?,
         weighted_waypoints: weighted_waypoints.collect::<Result<_, _>>()?,
-        load_balancing: message.load_balancing.map(load_balancing).transpose()?.unwrap_or_default(),
+        load_balancing: LoadBalancing {
+            affinity: affinity(&message.extensions)?,
+            ..message.load_balancing.map(load_balancing).transpose()?.unwrap_or_default()
+        },
         ip_families: ip_families(message.ip_families)?,
         canonical: message.canonical,
         ingress_use_waypoint: message.ingress_use_waypoint,
@@ -73,7 +80,7 @@ pub fn encode(service: &Service) -> proto::Service {
             IpFamilies::Dual => proto::IpFamilies::Dual,
         }
         .into(),
-        extensions: Vec::new(),
+        extensions: encode_affinity(service.load_balancing.affinity).into_iter().collect(),
         canonical: service.canonical,
         ingress_use_waypoint: service.ingress_use_waypoint,
         weighted_waypoints: service.weighted_waypoints.iter().map(weighted).collect(),
@@ -132,7 +139,35 @@ fn load_balancing(message: proto::LoadBalancing) -> Result<LoadBalancing, ValueE
         }
     };
     let scopes = message.routing_preference.into_iter().map(scope).collect::<Result<_, _>>()?;
-    Ok(LoadBalancing { mode, scopes, allow_unhealthy })
+    Ok(LoadBalancing { mode, scopes, allow_unhealthy, affinity: Affinity::None })
+}
+
+/// The extension that says whether clients are kept; other extensions of a service are for others.
+fn affinity(extensions: &[proto::Extension]) -> Result<Affinity, ValueError> {
+    let field = "extensions.session_affinity";
+    let ours = extensions.iter().filter_map(|extension| extension.config.as_ref());
+    let Some(config) = ours.into_iter().find(|config| config.type_url == SESSION_AFFINITY_TYPE_URL) else {
+        return Ok(Affinity::None);
+    };
+    let message = SessionAffinity::decode(&*config.value).map_err(|_| ValueError::Missing { field })?;
+    match Kind::try_from(message.kind) {
+        Ok(Kind::None) => Ok(Affinity::None),
+        Ok(Kind::ClientAddress) => Ok(Affinity::ClientAddress),
+        Err(_) => Err(ValueError::Enum { field, value: message.kind }),
+    }
+}
+
+/// The extension that says so; none where clients are not kept.
+pub fn encode_affinity(affinity: Affinity) -> Option<proto::Extension> {
+    let kind = match affinity {
+        Affinity::None => return None,
+        Affinity::ClientAddress => Kind::ClientAddress,
+    };
+    let value = SessionAffinity { kind: kind.into() }.encode_to_vec();
+    Some(proto::Extension {
+        name: "culvert.dev/session-affinity".to_owned(),
+        config: Some(Any { type_url: SESSION_AFFINITY_TYPE_URL.to_owned(), value }),
+    })
 }
 
 fn scope(value: i32) -> Result<Scope, ValueError> {
@@ -152,7 +187,8 @@ fn scope(value: i32) -> Result<Scope, ValueError> {
 
 fn encode_load_balancing(balancing: &LoadBalancing) -> Option<proto::LoadBalancing> {
     use proto::load_balancing::{HealthPolicy, Mode, Scope as Wire};
-    if *balancing == LoadBalancing::default() {
+    // Affinity is an extension of the service.
+    if (LoadBalancing { affinity: Affinity::None, ..balancing.clone() }) == LoadBalancing::default() {
         return None;
     }
     let mode = match balancing.mode {

@@ -1,5 +1,7 @@
 //! Rules Z58-Z64, D39 and the points where refusing differs from skipping.
 
+use std::collections::BTreeSet;
+
 use culvert_model::authorize::{ConnectionFacts, DryRun, MatchResult, Step, authorize, explain};
 use culvert_model::identity::Identity;
 use culvert_model::outcome::Reason;
@@ -288,7 +290,50 @@ mod reference {
         allows.is_empty() || allows.iter().any(|p| matches(p, facts))
     }
 
-    fn matches(policy: &Policy, facts: &ConnectionFacts<'_>) -> bool {
+    /// What policies on trial would have done (Z63): a DENY that matches would have denied, an ALLOW that matches would have
+    /// allowed. Where nothing that is enforced decides, ALLOW policies on trial would together have denied what none of
+    /// them matches; one of them, any, stands for all. `Err` holds those.
+    #[allow(clippy::type_complexity, reason = "what must be said, and what one of must be said")]
+    pub fn on_trial(
+        policies: &[Policy],
+        destination: &Workload,
+        facts: &ConnectionFacts<'_>,
+    ) -> (BTreeSet<(String, String)>, BTreeSet<String>) {
+        let applicable: Vec<&Policy> = policies.iter().filter(|p| applies(p, destination)).collect();
+        let missing = destination
+            .authorization_policies
+            .iter()
+            .any(|name| !policies.iter().any(|p| p.key.to_string() == **name));
+        if missing || applicable.iter().any(|p| p.undecodable.is_some()) {
+            return Default::default();
+        }
+        let of = |action, dry_run| {
+            applicable.iter().copied().filter(move |p| p.action == action && p.dry_run == dry_run)
+        };
+        let said = |p: &Policy| (p.key.to_string(), format!("{:?}", p.action));
+        let mut must: BTreeSet<_> = of(Deny, true).filter(|p| matches(p, facts)).map(said).collect();
+        if of(Deny, false).any(|p| matches(p, facts)) {
+            return (must, BTreeSet::new());
+        }
+        let allowing: BTreeSet<_> = of(Allow, true).filter(|p| matches(p, facts)).map(said).collect();
+        let mut one_of = BTreeSet::new();
+        if allowing.is_empty() && of(Allow, false).next().is_none() {
+            one_of = of(Allow, true).map(|p| p.key.to_string()).collect();
+        }
+        must.extend(allowing);
+        (must, one_of)
+    }
+
+    fn applies(p: &Policy, destination: &Workload) -> bool {
+        let named = destination.authorization_policies.iter().any(|n| **n == p.key.to_string());
+        match p.scope {
+            Global => true,
+            Namespace => p.key.namespace == destination.namespace || named,
+            WorkloadSelector => named,
+        }
+    }
+
+    pub fn matches(policy: &Policy, facts: &ConnectionFacts<'_>) -> bool {
         policy.groups.iter().any(|group| {
             group.rules.iter().all(|rule| {
                 rule.matches.is_empty()
@@ -425,6 +470,21 @@ proptest! {
         };
         let verdict = authorize(&snapshot, &server, &facts);
         prop_assert_eq!(verdict.is_ok(), reference::permits(&last, &server, &facts));
+        let (dry_run, by) = match &verdict {
+            Ok(permit) => (permit.dry_run(), permit.by()),
+            Err(denial) => (&denial.dry_run[..], denial.policy.as_ref()),
+        };
+        let said: BTreeSet<_> = dry_run.iter().map(|d| (d.policy.to_string(), format!("{:?}", d.would))).collect();
+        let (must, one_of) = reference::on_trial(&last, &server, &facts);
+        let more: Vec<_> = said.difference(&must).collect();
+        prop_assert!(must.is_subset(&said) && more.len() == usize::from(!one_of.is_empty()), "{said:?} {must:?}");
+        prop_assert!(more.iter().all(|(name, would)| one_of.contains(name) && would == "Deny"));
+        // The policy that is named did decide: it is enforced, matches, and does what the verdict is.
+        let named = by.and_then(|by| last.iter().find(|p| p.key == *by)).filter(|p| p.undecodable.is_none());
+        if let Some(policy) = named {
+            prop_assert!(!policy.dry_run && reference::matches(policy, &facts));
+            prop_assert_eq!(policy.action == Allow, verdict.is_ok());
+        }
         let explained = explain(&snapshot, &server, &facts);
         prop_assert_eq!(&explained.verdict, &verdict);
         let last_step = explained.steps.last();

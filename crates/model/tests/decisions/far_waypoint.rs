@@ -1,7 +1,7 @@
 //! Z33: a waypoint that is on another network.
 
 use culvert_model::address::GatewayDestination;
-use culvert_model::balance::Place;
+use culvert_model::balance::{Place, Unobserved};
 use culvert_model::identity::Identity;
 use culvert_model::outcome::Reason;
 use culvert_model::resolve::{InnerRoute, OutboundFacts, Refusal, Resolved, TunnelKind, resolve};
@@ -50,12 +50,13 @@ fn go(world: World, to: &str) -> Result<Resolved, Refusal> {
     let source = workload("shop", "client", &["100.64.1.1"]);
     let facts = OutboundFacts {
         source: &source,
+        client: source.addresses[0],
         original_destination: to.parse().unwrap(),
         exclude: &[],
         place: &Place::of(&source),
         own_ports: &[15001],
     };
-    resolve(&world.snapshot(), &facts, &|_| 0, &mut dice(1))
+    resolve(&world.snapshot(), &facts, &Unobserved, &mut dice(1))
 }
 
 /// Z33, Z26: through the gateway there, asked for the service by name, and only the waypoint may answer; never past it to

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test writes is known to parse")]
 
+mod affinity;
 mod authorize;
 mod balance;
 mod bound;
+mod destinations;
 mod dns;
 mod far_waypoint;
 mod resolve;

@@ -1,6 +1,6 @@
 //! Z29-Z42, Z44, Z71-Z73, Z101, traps 11 and 12: each row one case.
 
-use culvert_model::balance::Place;
+use culvert_model::balance::{Place, Unobserved};
 use culvert_model::identity::Identity;
 use culvert_model::outcome::Reason;
 use culvert_model::resolve::{
@@ -40,12 +40,13 @@ fn decide(
 ) -> Result<Resolved, Refusal> {
     let facts = OutboundFacts {
         source,
+        client: source.addresses[0],
         original_destination: to.parse().unwrap(),
         exclude,
         place: &Place::of(source),
         own_ports: &OWN_PORTS,
     };
-    resolve(snapshot, &facts, &|_| 0, &mut dice(seed))
+    resolve(snapshot, &facts, &Unobserved, &mut dice(seed))
 }
 
 fn tunnel(result: Result<Resolved, Refusal>) -> TunnelRoute {

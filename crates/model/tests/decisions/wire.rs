@@ -5,7 +5,7 @@ use culvert_model::address::{
 };
 use culvert_model::identity::Identity;
 use culvert_model::policy::{Action, PolicyScope};
-use culvert_model::service::{IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service};
+use culvert_model::service::{Affinity, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service};
 use culvert_model::wire::unknown::UnknownError;
 use culvert_model::wire::{self, AddressResource, PolicyError, ValueError, WireError, WorkloadError};
 use culvert_model::workload::*;
@@ -124,6 +124,7 @@ fn any_service() -> impl Strategy<Value = Service> {
         prop::sample::select(&[M::Any, M::Strict, M::Failover, M::Passthrough][..]),
         prop::collection::vec(prop::sample::select(scopes), 0..4),
         any::<bool>(),
+        prop::sample::select(&[Affinity::None, Affinity::ClientAddress][..]),
     );
     let families = &[IpFamilies::Automatic, IpFamilies::V4, IpFamilies::V6, IpFamilies::Dual][..];
     let lists = (
@@ -134,19 +135,26 @@ fn any_service() -> impl Strategy<Value = Service> {
     );
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
     (any_key(), lists, prop::option::of(any_gateway()), balancing, prop::sample::select(families), flags)
-        .prop_map(|(key, lists, waypoint, (mode, scopes, allow_unhealthy), ip_families, flags)| Service {
-            name: key.hostname.clone(),
-            key,
-            addresses: lists.0.into_iter().collect(),
-            ports: lists.1.into_iter().collect(),
-            subject_alt_names: lists.2.into_iter().collect(),
-            waypoint,
-            weighted_waypoints: lists.3,
-            load_balancing: LoadBalancing { mode, scopes: scopes.into_iter().collect(), allow_unhealthy },
-            ip_families,
-            canonical: flags.0,
-            ingress_use_waypoint: flags.1,
-            namespace_only: flags.2,
+        .prop_map(|(key, lists, waypoint, (mode, scopes, allow_unhealthy, affinity), ip_families, flags)| {
+            Service {
+                name: key.hostname.clone(),
+                key,
+                addresses: lists.0.into_iter().collect(),
+                ports: lists.1.into_iter().collect(),
+                subject_alt_names: lists.2.into_iter().collect(),
+                waypoint,
+                weighted_waypoints: lists.3,
+                load_balancing: LoadBalancing {
+                    mode,
+                    scopes: scopes.into_iter().collect(),
+                    allow_unhealthy,
+                    affinity,
+                },
+                ip_families,
+                canonical: flags.0,
+                ingress_use_waypoint: flags.1,
+                namespace_only: flags.2,
+            }
         })
 }
 
