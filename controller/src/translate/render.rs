@@ -89,6 +89,7 @@ fn service(it: &workload::Service) -> Value {
         "subjectAltNames": it.subject_alt_names,
         "waypoint": it.waypoint.as_ref().map(gateway),
         "loadBalancing": balancing,
+        "extensions": it.extensions.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(),
         "ipFamilies": it.ip_families().as_str_name(),
         "canonical": it.canonical,
     }))

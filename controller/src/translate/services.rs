@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use culvert_k8s_api::core::{InternalTrafficPolicy, IpFamily, Protocol, Service, ServiceType};
 use culvert_k8s_api::labels;
 use culvert_k8s_api::values::IntOrString;
+use culvert_model::service::Affinity;
+use culvert_model::wire::service::encode_affinity;
 use culvert_proto::workload as proto;
 use culvert_proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 
@@ -86,7 +88,7 @@ fn convert(view: &View<'_>, service: &Service, hostname: String, addresses: &[Ip
         waypoint: waypoint(&meta.labels, inherited, &meta.namespace, &view.settings.cluster_domain),
         load_balancing: load_balancing(view, service),
         ip_families: ip_families(service, addresses).into(),
-        extensions: Vec::new(),
+        extensions: encode_affinity(affinity(service)).into_iter().collect(),
         canonical: true,
         ingress_use_waypoint: false,
         weighted_waypoints: Vec::new(),
@@ -130,6 +132,14 @@ fn load_balancing(view: &View<'_>, service: &Service) -> Option<proto::LoadBalan
         mode: mode.into(),
         health_policy: health.into(),
     })
+}
+
+/// Any other value than the one that Kubernetes knows is its own default.
+fn affinity(service: &Service) -> Affinity {
+    match service.spec.session_affinity.as_deref() {
+        Some("ClientIP") => Affinity::ClientAddress,
+        Some(_) | None => Affinity::None,
+    }
 }
 
 fn ip_families(service: &Service, addresses: &[IpAddr]) -> proto::IpFamilies {

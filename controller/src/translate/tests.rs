@@ -215,6 +215,38 @@ fn load_balancing() {
     );
 }
 
+/// `sessionAffinity: ClientIP` reaches the proxies as an extension that they understand; others pass over it.
+#[test]
+fn session_affinity() {
+    use culvert_model::service::Affinity;
+    let kept = |spec: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: n}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{port: 80}}], {spec}}}\n"
+        );
+        let message = run(&world(&text)).addresses["n/s.n.svc.cluster.local"].clone();
+        let bytes = prost::Message::encode_to_vec(&message);
+        match culvert_model::wire::address("n/s.n.svc.cluster.local", &bytes).unwrap() {
+            culvert_model::wire::AddressResource::Service(service) => service.load_balancing.affinity,
+            other => panic!("{other:?}"),
+        }
+    };
+    let timeout = "sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}";
+    assert_eq!(kept("sessionAffinity: ClientIP"), Affinity::ClientAddress);
+    assert_eq!(kept(&format!("sessionAffinity: ClientIP, {timeout}")), Affinity::ClientAddress);
+    assert_eq!(kept("sessionAffinity: None"), Affinity::None);
+    assert_eq!(kept(""), Affinity::None);
+}
+
+/// R26: an entry of a network that the mesh does not know is sent as what it is, and nothing else is in its way.
+#[test]
+fn an_entry_of_a_foreign_network() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: n}\nspec: {address: 192.0.2.7, network: moon, labels: {app: web}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n}\nspec: {clusterIP: 10.0.0.1, selector: {app: web}, ports: [{port: 80}]}\n";
+    let translation = run(&world(text));
+    let vm = workload(&translation, "Kubernetes/networking.istio.io/WorkloadEntry/n/vm");
+    assert_eq!((vm.network.as_str(), &vm.network_gateway, vm.services.len()), ("moon", &None, 1));
+    assert_eq!(translation.notes, [""; 0]);
+}
+
 /// TRAP17, R11.
 #[test]
 fn one_services_health_policy_is_not_anothers() {
@@ -415,3 +447,5 @@ proptest! {
         }
     }
 }
+
+mod modes;

@@ -248,7 +248,8 @@ pub struct ServiceSpec {
     pub internal_traffic_policy: Option<InternalTrafficPolicy>,
     /// `PreferClose`, `PreferSameZone`, `PreferSameNode` (D24); a value of a later Kubernetes is a hint, and ignored.
     pub traffic_distribution: Option<String>,
-    /// `None` or `ClientIP`; read so that it can be reported as not honoured.
+    /// `None` or `ClientIP`: connections from one address go to one endpoint. How long an idle client is remembered
+    /// (`sessionAffinityConfig`) is a least, which keeping it for good satisfies.
     pub session_affinity: Option<String>,
 }
 
