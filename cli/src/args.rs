@@ -39,6 +39,11 @@ pub enum Command {
     Exec(ExecArgs),
     /// Print the output of a pod
     Logs(LogsArgs),
+    /// Say where a pod's connection would go, and whether it would be let in
+    #[command(
+        after_help = "Examples:\n  culvert explain client server:80\n  culvert explain -n shop cart 198.18.128.9:80 -o json"
+    )]
+    Explain(ExplainArgs),
     /// Restart programs of the mesh and wait until they are ready
     Restart(RestartArgs),
     /// Print a completion script
@@ -194,6 +199,33 @@ pub struct LogsArgs {
     /// Only the last lines
     #[arg(long, value_name = "LINES")]
     pub tail: Option<usize>,
+}
+
+/// `culvert explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// Where the state is.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// The pod that would connect
+    #[arg(value_name = "POD")]
+    pub source: String,
+    /// Where to: ADDRESS:PORT, or a name as the pod would ask for it, with a port
+    #[arg(value_name = "HOST:PORT")]
+    pub destination: String,
+    /// Namespace of the pod
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+impl ExplainArgs {
+    /// The pod that would connect.
+    pub fn source(&self) -> PodArgs {
+        PodArgs { name: self.source.clone(), namespace: self.namespace.clone(), container: None }
+    }
 }
 
 /// `culvert restart`.

@@ -5,6 +5,7 @@
 pub mod args;
 mod demo;
 mod down;
+mod explain;
 mod logs;
 mod pod;
 mod restart;
@@ -29,6 +30,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Exec(args) => pod::exec(&args),
         Command::Logs(args) => logs::logs(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Restart(args) => restart::restart(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "culvert", &mut std::io::stdout());

@@ -12,6 +12,7 @@ use http::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
 use serde_json::{Value, json as value};
 
 use crate::app::bind;
+use crate::explain::{Knowledge, explain};
 use crate::pods::{Pods, Shared};
 
 /// Opens the three ports.
@@ -49,6 +50,7 @@ fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle) -> Admin
     let connections = shared.clone();
     let certificates = shared.clone();
     let listed = pods.clone();
+    let asked = shared.clone();
     AdminServer::new()
         .logging(filter)
         .route("GET", "/config_dump", "everything the proxy knows, JSON", move |_| {
@@ -60,6 +62,24 @@ fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle) -> Admin
         .route("GET", "/certificates", "certificates of this node's pods, JSON", move |_| {
             std::future::ready(json(&certificates.certificates.list()))
         })
+        .route(
+            "GET",
+            "/debug/explain",
+            "what ?source=NAMESPACE/POD&destination=HOST:PORT would get, and why, JSON",
+            move |request| {
+                let known = Knowledge {
+                    snapshot: &asked.state.load_full(),
+                    seen: &asked.endpoints,
+                    cluster: &asked.config.cluster_id,
+                    domain: &asked.config.cluster_domain,
+                };
+                let answer = explain(&known, request.query("source"), request.query("destination"));
+                std::future::ready(match answer {
+                    Ok(answer) => json(&answer),
+                    Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+                })
+            },
+        )
         .route("GET", "/pods", "pods of this node, JSON", move |_| std::future::ready(json(&listed.list())))
 }
 

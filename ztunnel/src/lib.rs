@@ -9,6 +9,7 @@ pub mod app;
 pub mod config;
 pub mod control;
 pub mod dns;
+pub mod explain;
 pub mod headers;
 pub mod inbound;
 pub mod io;
