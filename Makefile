@@ -8,6 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/release
 PROGRAMS := culvert-cli culvert-ztunnel culvert-controller culvert-bench
 DENY_VERSION := 0.20.2
+MUTANTS_VERSION := 27.1.0
 
 # Network namespaces need root; cargo itself does not.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -17,7 +18,7 @@ AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^
 E2E := $(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all lint advisories unit e2e demo-check interop bench fmt clean setup-build setup-run setup-test setup-deny
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop bench fmt clean setup-build setup-run setup-test setup-deny setup-mutants
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,6 +62,16 @@ e2e: setup-test build ## Whole meshes of the optimised programs, one at a time
 demo-check: setup-run build ## The demo as one more check: every line must hold, within 60 seconds
 	scripts/tier demo $(ROOT) timeout --kill-after=30 60 $(BIN)/culvert demo -o json
 
+# The files of the tunnel that decide; what they decide with is culvert-model.
+DECIDES := agent/exclusions agent/plan control dns/answer dns/lookup dns/names inbound/authorize inbound/rejudge inbound/target \
+	outbound/connect outbound/lookup outbound/resolve outbound/retry
+
+mutants: setup-test setup-mutants ## Change each line that decides; some test has to notice (hours on two cores)
+	@mkdir -p $(TARGET)/mutants
+	cargo mutants -p culvert-model --minimum-test-timeout 60 -o $(TARGET)/mutants/model $(MUTANTS) -- --lib --test decisions
+	$(AS_ROOT) cargo mutants -p culvert-ztunnel $(DECIDES:%=-f ztunnel/src/%.rs) --minimum-test-timeout 60 -o $(TARGET)/mutants/ztunnel $(MUTANTS) -- --lib
+	cargo run --locked --quiet -p culvert-xtask -- mutants $(TARGET)/mutants/model $(TARGET)/mutants/ztunnel
+
 interop: setup-test build ## Only the tests against the Go peer made of Istio's packages
 	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,$(filter interop%,$(E2E)))
 
@@ -85,3 +96,6 @@ setup-test: setup-run
 
 setup-deny:
 	@cargo deny --version 2>/dev/null | grep -q ' $(DENY_VERSION)$$' || cargo install cargo-deny --locked --version $(DENY_VERSION)
+
+setup-mutants:
+	@cargo mutants --version 2>/dev/null | grep -q ' $(MUTANTS_VERSION)$$' || cargo install cargo-mutants --locked --version $(MUTANTS_VERSION)

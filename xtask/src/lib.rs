@@ -8,6 +8,7 @@ use anyhow::Context;
 pub mod book;
 pub mod layers;
 pub mod ledger;
+pub mod mutants;
 pub mod sizes;
 pub mod targets;
 

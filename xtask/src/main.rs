@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use culvert_xtask::{book, layers, ledger, root, sizes};
+use culvert_xtask::{book, layers, ledger, mutants, root, sizes};
 
 /// Checks of the repository itself.
 #[derive(Debug, Parser)]
@@ -19,7 +19,7 @@ struct Cli {
 }
 
 /// Which check.
-#[derive(Clone, Copy, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 enum Check {
     /// All of these
     All,
@@ -31,6 +31,8 @@ enum Check {
     Book,
     /// Every behaviour in e2e/behaviour.toml has a test that names it, and that ran and passed
     Ledger(ledger::Options),
+    /// Nine of ten mutants are noticed by a test, and each survivor in e2e/mutants.toml has a reason
+    Mutants(mutants::Options),
 }
 
 fn main() -> ExitCode {
@@ -63,8 +65,9 @@ fn run(cli: &Cli) -> anyhow::Result<Vec<String>> {
     if matches!(cli.check, Check::All | Check::Book) {
         problems.extend(book::check(&root)?);
     }
-    match cli.check {
-        Check::Ledger(options) => problems.extend(ledger::check(&root, options)?),
+    match &cli.check {
+        Check::Ledger(options) => problems.extend(ledger::check(&root, *options)?),
+        Check::Mutants(options) => problems.extend(mutants::check(&root, options)?),
         // What can be known before the tests run.
         Check::All => problems.extend(ledger::check(&root, ledger::Options::STATIC)?),
         _ => {}
