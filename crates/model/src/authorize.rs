@@ -35,7 +35,6 @@ pub struct ConnectionFacts<'a> {
 pub struct Permit {
     by: Option<PolicyKey>,
     dry_run: Vec<DryRun>,
-    generation: u64,
 }
 
 /// Why a connection may not go on.
@@ -156,11 +155,6 @@ impl Permit {
     pub fn dry_run(&self) -> &[DryRun] {
         &self.dry_run
     }
-
-    /// The generation of the snapshot that was judged by.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
 }
 
 /// Judges a connection to `destination` by the way it came and by every policy that applies (Z63):
@@ -250,7 +244,7 @@ impl<'a, T: Trace> Judge<'a, T> {
         match allowed {
             Ok(by) => {
                 let by = by.map(|policy| policy.key.clone());
-                Ok(Permit { by, dry_run, generation: self.snapshot.generation() })
+                Ok(Permit { by, dry_run })
             }
             Err(()) => {
                 let detail = format!("no ALLOW policy of {} matches", self.destination.uid);

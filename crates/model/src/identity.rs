@@ -157,6 +157,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_part_has_a_longest_length_and_an_error_quotes_its_beginning() {
+        let parse = |domain: &str| format!("{SCHEME}{domain}/ns/a/sa/b").parse::<Identity>();
+        assert!(parse(&"d".repeat(MAX_TRUST_DOMAIN)).is_ok());
+        let long = "d".repeat(MAX_TRUST_DOMAIN + 1);
+        let Err(ParseIdentityError::Part { part, value, max }) = parse(&long) else { panic!("{long}") };
+        assert_eq!((part, value.as_str(), max), ("trust domain", &long[..128], MAX_TRUST_DOMAIN));
+        let text = "x".repeat(300);
+        assert_eq!(text.parse::<Identity>(), Err(ParseIdentityError::Scheme(text[..128].to_owned())));
+    }
+
+    #[test]
+    fn every_part_can_be_shared() {
+        let mut identity = Identity::new("domain", "namespace", "account").unwrap();
+        let mut seen = Vec::new();
+        identity.for_each_part(|part| seen.push(part.to_string()));
+        assert_eq!(seen, ["domain", "namespace", "account"]);
+    }
+
     proptest! {
         /// Z85.
         #[test]

@@ -118,6 +118,28 @@ fn headless_options() {
     let snapshot = World::new().service(all).workload(serve(unready, name, &[(80, 80)])).snapshot();
     assert_eq!(ask(&snapshot, "shop", &name[5..], V6), answer(&["fd00::1"], None));
     assert_eq!(ask(&snapshot, "shop", &name[5..], V4), DnsDecision::NoData);
+
+    let ready = workload("shop", "w", &["100.64.1.1", "fd00::1"]);
+    let v4 = Service { ip_families: IpFamilies::V4, ..service(name, &[]) };
+    let snapshot = World::new().service(v4).workload(serve(ready, name, &[(80, 80)])).snapshot();
+    assert_eq!(ask(&snapshot, "shop", &name[5..], V4), answer(&["100.64.1.1"], None));
+    assert_eq!(ask(&snapshot, "shop", &name[5..], V6), DnsDecision::NoData);
+}
+
+/// Z81: of two addresses either may come first, each about as often.
+#[test]
+fn two_endpoints_take_turns() {
+    let name = "shop/web.shop.svc.cluster.local";
+    let two = ["100.64.0.1", "100.64.0.2"].map(|ip| serve(workload("shop", ip, &[ip]), name, &[(80, 80)]));
+    let snapshot = two.into_iter().fold(World::new().service(service(name, &[])), World::workload).snapshot();
+    let client = workload("shop", "client", &[]);
+    let mut random = dice(5);
+    let mut first = 0;
+    for _ in 0..200 {
+        let found = lookup(&snapshot, &client, "cluster.local", &name[5..], V4, &mut random);
+        first += usize::from(found == answer(&["100.64.0.1", "100.64.0.2"], None));
+    }
+    assert!((60..140).contains(&first), "{first} of 200");
 }
 
 /// Z81: shuffled; and never more than a message can hold.

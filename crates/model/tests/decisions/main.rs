@@ -9,6 +9,7 @@ mod bound;
 mod destinations;
 mod dns;
 mod far_waypoint;
+mod outcome;
 mod resolve;
 mod snapshot;
 mod wire;

@@ -57,6 +57,29 @@ fn an_address_is_given_to_another_pod() {
     }
 }
 
+/// What the whole holds can be walked, as the dump of the admin page does, and says which generation it is.
+#[test]
+fn everything_can_be_listed() {
+    let mut writer = SnapshotWriter::new();
+    let update = Update {
+        addresses: vec![
+            AddressResource::Workload(workload("a", "one", &[])),
+            AddressResource::Workload(workload("a", "two", &[])),
+            AddressResource::Service(service("a/s.a.svc.cluster.local", &[])),
+        ],
+        policies: vec![policy("a/p", PolicyScope::Namespace, Action::Deny, Vec::new())],
+        generation: 7,
+        ..Update::default()
+    };
+    let snapshot = writer.apply(update).snapshot;
+    let mut names: Vec<_> = snapshot.workloads().map(|it| it.name.to_string()).collect();
+    names.sort();
+    assert_eq!(names, ["one", "two"]);
+    assert_eq!(snapshot.services().map(|it| it.name.to_string()).collect::<Vec<_>>(), ["s"]);
+    assert_eq!(snapshot.policies().map(|it| it.key.to_string()).collect::<Vec<_>>(), ["a/p"]);
+    assert_eq!((snapshot.sizes(), snapshot.generation()), ((2, 1, 1), 7));
+}
+
 /// A pod that changes its address is no longer found at the old one.
 #[test]
 fn a_pod_moves() {
