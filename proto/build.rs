@@ -1,7 +1,7 @@
 //! Makes the prost messages from `proto/*.proto`, without a protoc on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["workload", "authorization", "zds", "ca", "discovery", "extension"]
+    let files = ["workload", "authorization", "zds", "ca", "discovery", "culvert"]
         .map(|name| format!("proto/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;

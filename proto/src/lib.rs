@@ -31,14 +31,16 @@ pub mod discovery {
 }
 
 /// What this mesh adds to the workload API, in extensions: `culvert.workload.v1`.
-pub mod extension {
+pub mod culvert {
     include!(concat!(env!("OUT_DIR"), "/culvert.workload.v1.rs"));
 }
 
 /// A message of any type, with its type URL.
 pub use prost_types::Any;
 
-/// Type URL of [`extension::SessionAffinity`].
+/// Name of the extension of a service that holds a [`culvert::SessionAffinity`].
+pub const SESSION_AFFINITY_EXTENSION: &str = "culvert.dev/session-affinity";
+/// Type URL of [`culvert::SessionAffinity`].
 pub const SESSION_AFFINITY_TYPE_URL: &str = "type.googleapis.com/culvert.workload.v1.SessionAffinity";
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";

@@ -1,9 +1,9 @@
 //! `istio.workload.Service` (D02) and [`Service`].
 
-use culvert_proto::extension::SessionAffinity;
-use culvert_proto::extension::session_affinity::Kind;
+use culvert_proto::culvert::SessionAffinity;
+use culvert_proto::culvert::session_affinity::Kind;
 use culvert_proto::workload as proto;
-use culvert_proto::{Any, SESSION_AFFINITY_TYPE_URL};
+use culvert_proto::{Any, SESSION_AFFINITY_EXTENSION, SESSION_AFFINITY_TYPE_URL};
 use ipnet::IpNet;
 use prost::Message;
 
@@ -165,7 +165,7 @@ pub fn encode_affinity(affinity: Affinity) -> Option<proto::Extension> {
     };
     let value = SessionAffinity { kind: kind.into() }.encode_to_vec();
     Some(proto::Extension {
-        name: "culvert.dev/session-affinity".to_owned(),
+        name: SESSION_AFFINITY_EXTENSION.to_owned(),
         config: Some(Any { type_url: SESSION_AFFINITY_TYPE_URL.to_owned(), value }),
     })
 }
