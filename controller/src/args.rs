@@ -64,6 +64,12 @@ pub struct Args {
     /// Log as JSON lines.
     #[arg(long)]
     pub log_json: bool,
+    /// Settings file in YAML: a key for each flag, by its name without dashes in front. Flags win.
+    #[arg(long, env = "CONFIG_FILE", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print every setting, its value and where that was written, as a settings file, and end.
+    #[arg(long)]
+    pub print_config: bool,
 }
 
 impl Args {

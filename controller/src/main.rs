@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use culvert_controller::app::App;
 use culvert_controller::args::Args;
+use culvert_runtime::config::{Program, Sources, load};
 use culvert_runtime::telemetry::{self, Format};
 use culvert_runtime::{signal, tasks};
 
@@ -13,7 +13,15 @@ use culvert_runtime::{signal, tasks};
 const FLUSH: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let loaded = match load::<Args>(&Sources::of_process(), Program::default()) {
+        Ok(loaded) => loaded,
+        Err(error) => return error.report(),
+    };
+    let args = loaded.settings;
+    if args.print_config {
+        print!("{}", loaded.effective.to_yaml());
+        return ExitCode::SUCCESS;
+    }
     let format = if args.log_json { Format::Json } else { Format::Text };
     let log = match telemetry::init(format, &args.log) {
         Ok(log) => log,

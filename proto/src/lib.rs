@@ -42,6 +42,10 @@ pub use prost_types::Any;
 pub const SESSION_AFFINITY_EXTENSION: &str = "culvert.dev/session-affinity";
 /// Type URL of [`culvert::SessionAffinity`].
 pub const SESSION_AFFINITY_TYPE_URL: &str = "type.googleapis.com/culvert.workload.v1.SessionAffinity";
+
+/// A `google.protobuf.FileDescriptorSet` of all of them, for reading messages from JSON.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`] resources.

@@ -10,10 +10,12 @@ use culvert_runtime::telemetry::FilterHandle;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
 use serde_json::{Value, json as value};
+use tokio::sync::Notify;
 
 use crate::app::bind;
 use crate::explain::{Knowledge, explain};
 use crate::pods::{Pods, Shared};
+use crate::profile;
 
 /// Opens the three ports.
 ///
@@ -25,11 +27,12 @@ pub fn serve(
     pods: &Arc<Pods>,
     registry: &Registry,
     filter: FilterHandle,
+    quit: &Arc<Notify>,
     drain: &DrainWatcher,
 ) -> anyhow::Result<()> {
     let config = &shared.config;
     let ports = [
-        ("admin", config.admin_listen, admin(shared, pods, &filter)),
+        ("admin", config.admin_listen, admin(shared, pods, &filter, quit)),
         ("metrics", config.metrics_listen, metrics(shared, registry)),
         ("readiness", config.readiness_listen, AdminServer::new().readiness(shared.readiness.clone())),
     ];
@@ -45,14 +48,18 @@ pub fn serve(
     Ok(())
 }
 
-fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle) -> AdminServer {
+fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle, quit: &Arc<Notify>) -> AdminServer {
     let dump = (shared.clone(), pods.clone());
     let connections = shared.clone();
     let certificates = shared.clone();
     let listed = pods.clone();
     let asked = shared.clone();
-    AdminServer::new()
-        .logging(filter)
+    let config = shared.clone();
+    let server = AdminServer::new().logging(filter).quit(quit.clone());
+    profile::routes(server)
+        .route("GET", "/config", "settings in force and where each was written, JSON", move |_| {
+            std::future::ready(json(&config.config.effective.to_json()))
+        })
         .route("GET", "/config_dump", "everything the proxy knows, JSON", move |_| {
             std::future::ready(json(&config_dump(&dump.0, &dump.1)))
         })
@@ -106,6 +113,7 @@ pub(crate) fn config_dump(shared: &Shared, pods: &Pods) -> Value {
     value!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": shared.config.node,
+        "config": shared.config.effective.to_json(),
         "generation": snapshot.generation(),
         "workloads": snapshot.workloads().collect::<Vec<_>>(),
         "services": snapshot.services().collect::<Vec<_>>(),

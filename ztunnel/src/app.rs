@@ -1,15 +1,17 @@
 //! The proxy process: what it is made of, how it starts, and how it ends.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::Context;
-use culvert_identity::ca_client::GrpcCaClient;
+use culvert_identity::ca_client::{CaClient, CaError, GrpcCaClient, Signing};
 use culvert_identity::control::{ControlEndpoint, control_channel};
 use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::token::TokenFile;
+use culvert_model::identity::Identity;
 use culvert_runtime::clock::SystemClock;
 use culvert_runtime::drain;
 use culvert_runtime::metrics::Metrics as Registry;
@@ -17,6 +19,7 @@ use culvert_runtime::readiness::Readiness;
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::telemetry::FilterHandle;
 use culvert_runtime::workers::Workers;
+use tokio::sync::Notify;
 
 use crate::config::ProxyConfig;
 use crate::observe::{Connections, Metrics, Observer};
@@ -32,6 +35,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// # Errors
 /// A setting that cannot work, a port that cannot be bound, or an agent that breaks the protocol.
 pub fn run(config: ProxyConfig, filter: FilterHandle) -> anyhow::Result<()> {
+    config.validate()?;
     culvert_net::socket::raise_nofile_limit().context("raising the limit of open files")?;
     let workers = Workers::start(config.worker_count()?, "worker").context("starting worker threads")?;
     // Control plane, agent and admin live on this thread, away from the traffic (Z03).
@@ -63,11 +67,19 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
     let pods = Pods::new(shared.clone());
 
     let (admin_stop, admin_alive) = drain::channel();
-    admin::serve(&tasks, &shared, &pods, &registry, filter, &admin_alive)?;
-    tasks.spawn(
-        "control plane",
-        control::run(shared.clone(), pods.clone(), channel(config, &config.xds_address)?),
-    );
+    let quit = Arc::new(Notify::new());
+    admin::serve(&tasks, &shared, &pods, &registry, filter, &quit, &admin_alive)?;
+    match (&config.local_xds, &config.xds_address) {
+        (Some(file), _) => {
+            let follow = control::run_local(shared.clone(), pods.clone(), file.clone());
+            tasks.spawn("local configuration", follow);
+        }
+        (None, Some(address)) => {
+            let channel = xds_channel(config, address)?;
+            tasks.spawn("control plane", control::run(shared.clone(), pods.clone(), channel));
+        }
+        (None, None) => anyhow::bail!("neither xds-address nor local-xds is set"),
+    }
     tasks.spawn("pending pods", pods.clone().retry_pending());
     let (failed, mut failure) = tokio::sync::oneshot::channel();
     let (socket, followed) = (config.zds_socket.clone(), pods.clone());
@@ -79,11 +91,14 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
     tracing::info!(node = %config.node, workers = shared.workers.len(), "proxy is up");
 
     let outcome = tokio::select! {
-        signal = culvert_runtime::signal::shutdown() => signal.map(drop).context("waiting for signals"),
+        asked = culvert_runtime::signal::shutdown_or(quit.notified()) => {
+            asked.map(|by| tracing::info!(?by, "asked to end")).context("waiting for signals")
+        }
         Ok(error) = &mut failure => Err(error.into()),
     };
-    tracing::info!(deadline = ?config.drain_deadline, open = shared.observer.connections.len(), "draining");
-    drain_pods(&pods, config.drain_deadline).await;
+    let deadline = config.drain_deadline();
+    tracing::info!(?deadline, open = shared.observer.connections.len(), "draining");
+    drain_pods(&pods, deadline).await;
     trigger.start();
     tasks.close();
     tasks.abort_all();
@@ -100,16 +115,46 @@ async fn drain_pods(pods: &Arc<Pods>, deadline: Duration) {
 }
 
 fn certificates(config: &ProxyConfig) -> anyhow::Result<Arc<CertificateManager>> {
-    let address = config.ca_address.as_deref().unwrap_or(&config.xds_address);
-    let channel = channel(config, address)?;
-    let client = GrpcCaClient::new(channel, TokenFile::new(&config.token_file), &config.cluster_id);
+    let client: Arc<dyn CaClient> = match config.ca_address.as_ref().or(config.xds_address.as_ref()) {
+        Some(address) => {
+            let token = config.token_file.as_ref().context("token-file is not set")?;
+            let client =
+                GrpcCaClient::new(ca_channel(config, address)?, TokenFile::new(token), &config.cluster_id);
+            let headers = config.ca_header.iter().map(|header| (header.name.clone(), header.value.clone()));
+            Arc::new(client.with_headers(headers))
+        }
+        None => Arc::new(NoAuthority),
+    };
     let settings = ManagerConfig { lifetime: config.certificate_ttl, ..ManagerConfig::default() };
-    Ok(Arc::new(CertificateManager::new(Arc::new(client), settings, Arc::new(SystemClock))))
+    Ok(Arc::new(CertificateManager::new(client, settings, Arc::new(SystemClock))))
 }
 
-fn channel(config: &ProxyConfig, address: &str) -> anyhow::Result<tonic::transport::Channel> {
-    let name = config.xds_server_name.clone().unwrap_or_else(|| host(address).to_owned());
-    control_channel(ControlEndpoint::new(address, name, &config.xds_root_cert))
+/// With a local file and no authority: plaintext works, tunnels do not, and the reason says why.
+struct NoAuthority;
+
+impl CaClient for NoAuthority {
+    fn sign<'a>(&'a self, _: &'a str, _: &'a Identity, _: Duration) -> Signing<'a> {
+        Box::pin(std::future::ready(Err(CaError::Unreachable("no certificate authority is set".to_owned()))))
+    }
+}
+
+fn xds_channel(config: &ProxyConfig, address: &str) -> anyhow::Result<tonic::transport::Channel> {
+    channel(address, config.xds_server_name.as_ref(), config.xds_root_cert.as_ref())
+}
+
+fn ca_channel(config: &ProxyConfig, address: &str) -> anyhow::Result<tonic::transport::Channel> {
+    let name = config.ca_server_name.as_ref().or(config.xds_server_name.as_ref());
+    channel(address, name, config.ca_root_cert.as_ref().or(config.xds_root_cert.as_ref()))
+}
+
+fn channel(
+    address: &str,
+    name: Option<&String>,
+    roots: Option<&PathBuf>,
+) -> anyhow::Result<tonic::transport::Channel> {
+    let name = name.cloned().unwrap_or_else(|| host(address).to_owned());
+    let roots = roots.with_context(|| format!("no roots are set for {address}"))?;
+    control_channel(ControlEndpoint::new(address, name, roots))
         .with_context(|| format!("control plane address {address:?}"))
 }
 

@@ -1,6 +1,8 @@
 //! Follows the control plane: what it sends is decoded and staged, committed as one snapshot, and acknowledged once the
 //! open connections have been judged by it (design.md, "Generations").
 
+mod local;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ use tonic::transport::Channel;
 use crate::config::ProxyConfig;
 use crate::inbound::rejudge;
 use crate::pods::{Pods, Shared};
+
+pub use local::run as run_local;
 
 /// Events that wait: the client stops reading the stream while the queue is full, so this bounds messages in memory.
 const QUEUE: usize = 4;
@@ -51,7 +55,8 @@ pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
 }
 
 fn client_config(config: &ProxyConfig, channel: Channel) -> ClientConfig {
-    let token = TokenFile::new(&config.token_file);
+    let token = config.token_file.as_ref().map(TokenFile::new);
+    let headers = config.xds_header.clone();
     ClientConfig {
         connect: Arc::new(move || {
             let channel = channel.clone();
@@ -59,7 +64,12 @@ fn client_config(config: &ProxyConfig, channel: Channel) -> ClientConfig {
         }),
         credentials: Arc::new(move || {
             let mut metadata = MetadataMap::new();
-            metadata.insert("authorization", token.authorization()?);
+            if let Some(token) = &token {
+                metadata.insert("authorization", token.authorization()?);
+            }
+            for header in &headers {
+                metadata.insert(header.name.clone(), header.value.clone());
+            }
             Ok(metadata)
         }),
         node: node(config),
@@ -85,6 +95,10 @@ fn node(config: &ProxyConfig) -> Node {
         ("ISTIO_VERSION", env!("CARGO_PKG_VERSION")),
     ];
     let metadata = node.metadata.get_or_insert_default();
+    // First, so that nobody's entry can change who this is.
+    for entry in &config.node_metadata {
+        metadata.fields.entry(entry.key.clone()).or_insert_with(|| string(&entry.value));
+    }
     for (key, value) in fields {
         metadata.fields.insert(key.to_owned(), string(value));
     }

@@ -126,3 +126,20 @@ fn only_what_moved_is_evicted() {
     let ip = |last: u8| IpAddr::from([100, 64, 1, last]);
     assert_eq!(stale, HashSet::from([ip(2), ip(3)]));
 }
+
+/// Z94, Z118: the operator's entries are in the node's metadata, and none of them changes who the node is.
+#[test]
+fn the_node_says_who_it_is_and_what_it_was_told_to() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        proxy: ProxyConfig,
+    }
+    let line = "ztunnel --node n1 --local-xds f --pod-name p --pod-namespace ns --node-ip 10.0.0.9 \
+                --node-metadata DNS_CAPTURE=true --node-metadata NODE_NAME=other";
+    let cli = <Cli as clap::Parser>::parse_from(line.split_whitespace());
+    let node = node(&cli.proxy);
+    assert_eq!(node.id, "ztunnel~10.0.0.9~p.ns~ns.svc.cluster.local");
+    let fields = node.metadata.unwrap().fields;
+    assert_eq!((&fields["DNS_CAPTURE"], &fields["NODE_NAME"]), (&string("true"), &string("n1")));
+}

@@ -16,8 +16,14 @@ pub mod io;
 pub mod observe;
 pub mod outbound;
 pub mod pods;
+pub mod profile;
 pub mod state;
 pub mod tls;
+
+/// The program's own, so that what a test sees of the heap is what the program shows.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[cfg(test)]
 mod authority;

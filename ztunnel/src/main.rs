@@ -1,8 +1,10 @@
 //! `ztunnel proxy` carries traffic, `ztunnel agent` enrols pods; one of each runs on a node.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use culvert_runtime::config::{Sources, load};
 use culvert_runtime::telemetry::{self, Format};
 use culvert_ztunnel::{agent, app, config};
 
@@ -13,8 +15,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[derive(Debug, Parser)]
 #[command(name = "ztunnel", version)]
 struct Cli {
+    /// Settings file in YAML: a key for each flag, by its name without dashes in front. Flags and variables win.
+    #[arg(long, global = true, env = "CONFIG_FILE", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print every setting, its value and where that was written, as a settings file, and end.
+    #[arg(long, global = true)]
+    print_config: bool,
     /// Log lines as text or as JSON.
-    #[arg(long, global = true, env = "LOG_FORMAT", default_value = "text")]
+    #[arg(long, global = true, env = "LOG_FORMAT", default_value = "text", value_parser = ["text", "plain", "json"])]
     log_format: String,
     /// What is logged: a level, or `target=level` pairs.
     #[arg(long, global = true, env = "LOG_LEVEL", default_value = "info")]
@@ -32,15 +40,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let format = match cli.log_format.as_str() {
-        "json" => Format::Json,
-        "text" | "plain" => Format::Text,
-        other => {
-            eprintln!("--log-format: {other:?} is neither text nor json");
-            return ExitCode::from(2);
-        }
+    let loaded = match load::<Cli>(&Sources::of_process(), config::PROGRAM) {
+        Ok(loaded) => loaded,
+        Err(error) => return error.report(),
     };
+    let (cli, effective) = (loaded.settings, loaded.effective);
+    if cli.print_config {
+        print!("{}", effective.to_yaml());
+        return ExitCode::SUCCESS;
+    }
+    let format = if cli.log_format == "json" { Format::Json } else { Format::Text };
     let telemetry = match telemetry::init(format, &cli.log_level) {
         Ok(telemetry) => telemetry,
         Err(error) => {
@@ -49,7 +58,10 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Proxy(config) => app::run(*config, telemetry.filter()),
+        Command::Proxy(mut config) => {
+            config.effective = effective;
+            app::run(*config, telemetry.filter())
+        }
         Command::Agent(config) => single_threaded(agent::run(config)),
     };
     let code = match outcome {

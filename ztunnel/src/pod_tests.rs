@@ -545,5 +545,6 @@ async fn the_dump_holds_everything() {
         assert_eq!(dump[part].as_array().map(Vec::len), Some(entries), "{part}");
     }
     assert_eq!(dump["node"], "n");
+    assert!(dump["config"].is_object());
     assert_eq!(dump["version"], env!("CARGO_PKG_VERSION"));
 }

@@ -9,7 +9,7 @@ use culvert_model::identity::Identity;
 use culvert_proto::ca::IstioCertificateRequest;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -41,6 +41,7 @@ pub struct GrpcCaClient {
     client: IstioCertificateServiceClient<Channel>,
     token: TokenFile,
     cluster_id: MetadataValue<Ascii>,
+    headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
 }
 
 /// Why there is no certificate. Texts are for logs and hold no secret.
@@ -81,7 +82,17 @@ impl GrpcCaClient {
         let client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_CHAIN);
         let cluster_id =
             MetadataValue::try_from(cluster_id).unwrap_or_else(|_| MetadataValue::from_static(""));
-        Self { client, token, cluster_id }
+        Self { client, token, cluster_id, headers: Vec::new() }
+    }
+
+    /// Sends these with each request too; one with the name of a header of ours replaces it (Z118).
+    #[must_use]
+    pub fn with_headers(
+        mut self,
+        headers: impl IntoIterator<Item = (MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+    ) -> Self {
+        self.headers.extend(headers);
+        self
     }
 
     async fn create(
@@ -97,6 +108,9 @@ impl GrpcCaClient {
         });
         request.metadata_mut().insert("authorization", self.token.authorization()?);
         request.metadata_mut().insert(CLUSTER_ID_HEADER, self.cluster_id.clone());
+        for (name, value) in &self.headers {
+            request.metadata_mut().insert(name.clone(), value.clone());
+        }
         let answer = self.client.clone().create_certificate(request).await?;
         Ok(answer.into_inner().cert_chain)
     }

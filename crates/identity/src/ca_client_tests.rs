@@ -23,6 +23,8 @@ use crate::tls;
 struct Recorder {
     seen: Arc<Mutex<Vec<(tonic::metadata::MetadataMap, IstioCertificateRequest)>>>,
     refuse_with: Arc<Mutex<Option<Code>>>,
+    /// Bytes added to the chain.
+    more: Arc<Mutex<usize>>,
 }
 
 #[tonic::async_trait]
@@ -36,7 +38,8 @@ impl IstioCertificateService for Recorder {
         match *self.refuse_with.lock() {
             Some(code) => Err(Status::new(code, "no")),
             None => {
-                Ok(Response::new(IstioCertificateResponse { cert_chain: vec!["leaf".into(), "root".into()] }))
+                let root = format!("root{}", "x".repeat(*self.more.lock()));
+                Ok(Response::new(IstioCertificateResponse { cert_chain: vec!["leaf".into(), root] }))
             }
         }
     }
@@ -133,6 +136,34 @@ async fn a_request_says_who_asks_for_whom() {
     assert_eq!(impersonated(message.metadata.as_ref()), Some("spiffe://cluster.local/ns/a/sa/b"));
 }
 
+/// Z118: headers of the operator's go with each request, and may stand in for ours.
+#[tokio::test]
+async fn headers_that_are_set_are_sent() {
+    let world = World::new().await;
+    let header = |name: &str, value: &str| (name.parse().unwrap(), value.parse().unwrap());
+    let client =
+        world.client(world.endpoint()).with_headers([header("x-tenant", "blue"), header("clusterid", "c2")]);
+    ask(&client).await.unwrap();
+    let seen = world.recorder.seen.lock();
+    let value = |name: &str| seen[0].0.get(name).unwrap().to_str().unwrap().to_owned();
+    assert_eq!(
+        (value("x-tenant"), value("clusterid"), value("authorization")),
+        ("blue".into(), "c2".into(), "Bearer secret-1".into())
+    );
+}
+
+/// Z98: an answer longer than a chain may be is not taken into memory.
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_refused() {
+    let world = World::new().await;
+    let client = world.client(world.endpoint());
+    *world.recorder.more.lock() = MAX_CHAIN - 100;
+    ask(&client).await.unwrap();
+    *world.recorder.more.lock() = MAX_CHAIN;
+    let error = ask(&client).await.unwrap_err();
+    assert!(matches!(error, CaError::Status { code: Code::OutOfRange, .. }), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_refusal_keeps_its_kind() {
     let world = World::new().await;
@@ -147,6 +178,7 @@ async fn a_refusal_keeps_its_kind() {
     assert_eq!(other, CaError::Status { code: Code::ResourceExhausted, message: "no".into() });
 }
 
+/// Z91: the file of roots is read anew: one that no longer vouches for the server ends that, and a right one mends it.
 #[tokio::test]
 async fn a_server_under_another_name_or_root_is_a_tls_error() {
     let world = World::new().await;

@@ -11,9 +11,11 @@
 //! | [`redirect`] | the rules and routes of an enrolled pod |
 //! | [`link`], [`hold`] | a pod's interface on the node's side, and stopping its traffic there |
 //! | [`capture`] | counting packets on an interface, for proofs about the wire |
+//! | [`heap`] | the allocator's sampling, for heap profiles |
 //! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
 
 pub mod capture;
+pub mod heap;
 pub mod hold;
 pub mod link;
 mod netlink;

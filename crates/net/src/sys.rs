@@ -1,6 +1,7 @@
 //! The system calls that need `unsafe`, each wrapped once in a safe function.
 #![allow(unsafe_code, reason = "socket options and ancillary data have no safe interface for what we need")]
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -222,4 +223,61 @@ pub(crate) fn set_thread_nice(nice: i32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The allocator's settings, which it reads before the first allocation of the process; see [`crate::heap`].
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 46] = b"prof:true,prof_active:false,lg_prof_sample:19\0";
+
+/// Reads a truth value of the allocator.
+pub(crate) fn allocator_flag(name: &CStr) -> io::Result<bool> {
+    let (mut value, mut length) = (0u8, 1);
+    // SAFETY: writes at most `length` bytes, which is what `value` has; all of it lives until the call returns.
+    let code = unsafe {
+        tikv_jemalloc_sys::mallctl(
+            name.as_ptr(),
+            (&raw mut value).cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    allocator_result(code).map(|()| value != 0)
+}
+
+/// Sets a truth value of the allocator.
+pub(crate) fn set_allocator_flag(name: &CStr, mut value: bool) -> io::Result<()> {
+    // SAFETY: reads one byte, a bool, which lives until the call returns.
+    let code = unsafe {
+        let null = std::ptr::null_mut();
+        tikv_jemalloc_sys::mallctl(
+            name.as_ptr(),
+            null,
+            null.cast(),
+            (&raw mut value).cast(),
+            size_of::<bool>(),
+        )
+    };
+    allocator_result(code)
+}
+
+/// Has the allocator write its samples to a file of this name.
+pub(crate) fn allocator_dump(path: &CStr) -> io::Result<()> {
+    let mut name = path.as_ptr();
+    // SAFETY: reads one pointer to a string that ends in zero; both live until the call returns.
+    let code = unsafe {
+        let null = std::ptr::null_mut();
+        tikv_jemalloc_sys::mallctl(
+            c"prof.dump".as_ptr(),
+            null,
+            null.cast(),
+            (&raw mut name).cast(),
+            size_of::<*const libc::c_char>(),
+        )
+    };
+    allocator_result(code)
+}
+
+fn allocator_result(code: libc::c_int) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }

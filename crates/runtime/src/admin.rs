@@ -22,7 +22,7 @@ use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::drain::DrainWatcher;
 use crate::metrics::{self, Metrics};
@@ -140,21 +140,33 @@ impl AdminServer {
         self
     }
 
-    /// `GET /logging` shows the log filter, `POST /logging?level=debug` (or `info,culvert_xds=trace`) changes it.
+    /// `GET /logging` shows the log filter, `POST /logging?level=debug` (or `info,culvert_xds=trace`) changes it, and
+    /// `POST /logging?reset` puts back the one that the program was started with (Z109, Z113).
     #[must_use]
     pub fn logging(self, filter: &FilterHandle) -> Self {
-        let help = "log filter; POST with ?level= changes it, such as debug or info,culvert_xds=trace";
+        let help = "log filter; POST with ?level= changes it, such as debug or info,culvert_xds=trace; ?reset undoes that";
         let (shown, changed) = (filter.clone(), filter.clone());
         self.route("GET", "/logging", help, move |_| {
             std::future::ready(text(StatusCode::OK, format!("{}\n", shown.get())))
         })
         .route("POST", "/logging", help, move |request| {
-            let response = match request.query("level").map(|level| changed.set(level)) {
-                None => text(StatusCode::BAD_REQUEST, "want ?level=FILTER\n"),
+            let reset = request.query("reset").map(|_| changed.reset());
+            let response = match reset.or_else(|| request.query("level").map(|level| changed.set(level))) {
+                None => text(StatusCode::BAD_REQUEST, "want ?level=FILTER or ?reset\n"),
                 Some(Err(error)) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
                 Some(Ok(())) => text(StatusCode::OK, format!("{}\n", changed.get())),
             };
             std::future::ready(response)
+        })
+    }
+
+    /// `POST /quitquitquit` asks the program to drain and end (Z07).
+    #[must_use]
+    pub fn quit(self, quit: Arc<Notify>) -> Self {
+        self.route("POST", "/quitquitquit", "drain, then end", move |_| {
+            // Keeps one permit, so that a request before anyone waits is not lost.
+            quit.notify_one();
+            std::future::ready(text(StatusCode::OK, "draining\n"))
         })
     }
 
@@ -231,7 +243,9 @@ impl AdminServer {
         let path = head.uri.path();
         let Some(route) = self.routes.get(path) else {
             return match path {
-                "/" if head.method == Method::GET => text(StatusCode::OK, self.index()),
+                "/" if head.method == Method::GET => {
+                    respond(StatusCode::OK, "text/html; charset=utf-8", self.index().into())
+                }
                 _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
             };
         };
@@ -266,15 +280,26 @@ impl AdminServer {
         handler(AdminRequest { method: head.method, path, query, headers: head.headers, body }).await
     }
 
+    /// Pages in HTML; what only changes something is no link.
     fn index(&self) -> String {
-        let mut page = String::new();
+        let mut page = String::from("<!doctype html><title>admin</title><table>\n");
         for (path, route) in &self.routes {
             let methods: Vec<_> = route.handlers.keys().copied().collect();
+            let name = if route.handlers.contains_key("GET") {
+                format!("<a href=\"{path}\">{path}</a>")
+            } else {
+                (*path).to_owned()
+            };
             // Writing to a String cannot fail.
-            let _ = writeln!(page, "{path:<24} {:<10} {}", methods.join(","), route.help);
+            let _ = writeln!(page, "<tr><td>{name}<td>{}<td>{}", methods.join(", "), html(route.help));
         }
+        page.push_str("</table>\n");
         page
     }
+}
+
+fn html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// A plain text answer.

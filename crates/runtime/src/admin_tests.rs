@@ -83,6 +83,23 @@ async fn readiness_lists_what_is_pending() {
     server.stop().await;
 }
 
+/// Z07. Z113: a GET, or a page in a browser, ends nothing.
+#[tokio::test]
+async fn quitting_is_asked_for_by_post_only() {
+    let quit = Arc::new(Notify::new());
+    let server = start(AdminServer::new().quit(quit.clone()));
+    assert_eq!(server.request("GET", "/quitquitquit", "").await.0, 405);
+    assert_eq!(server.request("POST", "/quitquitquit", "origin: http://evil\r\n").await.0, 403);
+    let asked = quit.notified();
+    tokio::pin!(asked);
+    assert!(futures_util::poll!(&mut asked).is_pending());
+    assert_eq!(server.request("POST", "/quitquitquit", "").await, (200, "draining\n".to_owned()));
+    asked.await;
+    let (_, index) = server.request("GET", "/", "").await;
+    assert!(index.contains("<td>/quitquitquit<td>POST"), "no link to it: {index}");
+    server.stop().await;
+}
+
 /// Z113. Z109.
 #[tokio::test]
 async fn the_log_filter_is_changed_but_not_by_a_browser() {
@@ -93,6 +110,9 @@ async fn the_log_filter_is_changed_but_not_by_a_browser() {
     assert_eq!(server.request("POST", "/logging", "").await.0, 400);
     assert_eq!(server.request("POST", "/logging?level=off", "origin: http://evil\r\n").await.0, 403);
     assert_eq!(server.request("GET", "/logging", "").await, (200, "debug\n".to_owned()));
+    assert_eq!(server.request("POST", "/logging?level=info,a::b=trace", "").await.0, 200);
+    assert!(server.request("GET", "/logging", "").await.1.contains("a::b=trace"), "per module");
+    assert_eq!(server.request("POST", "/logging?reset", "").await, (200, "info\n".to_owned()));
     server.stop().await;
 }
 

@@ -1,23 +1,101 @@
-//! Settings from a JSON file, the environment and the command line, in rising precedence, refused with every mistake found.
+//! A program's settings: flags over environment variables over a file over defaults, refused with every mistake found.
 //!
-//! Files are JSON: it needs no further dependency, and YAML is for manifests. A setting type should carry
-//! `#[serde(deny_unknown_fields)]` at every level: that is what refuses a misspelt key, with its path. Durations and sizes
-//! are in [`crate::units`].
+//! A program declares each setting once, as a clap argument with its flag, its variable, its default and its text. This
+//! module adds the file (YAML, one key for each flag, by the flag's name) and further variables, checks every value where it
+//! was written, and says afterwards where each one came from.
+//!
+//! A setting with a list takes the list of the highest source that has one; lists are not put together. A variable that is
+//! empty counts as absent. Unknown variables cannot be refused (the environment is not ours); unknown keys are.
+
+mod file;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
-use serde_path_to_error::Segment;
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-/// No settings file is longer: 1 MiB, some 20,000 lines.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
+pub use file::{MAX_FILE_BYTES, parse_yaml, parse_yaml_within};
 
-/// Mistakes reported from one load; a file with more has its later ones reported after the first are mended.
+/// Mistakes reported at once; what is beyond shows when the first are mended.
 pub const MAX_ERRORS: usize = 32;
+/// Names less alike than this (Jaro, from 0 to 1) are not offered as what was meant.
+const ALIKE: f64 = 0.7;
+/// Id and flag of the argument that names the file.
+const FILE_ARGUMENT: &str = "config";
+/// Names the file where the command line does not.
+pub const FILE_VARIABLE: &str = "CONFIG_FILE";
+/// Arguments that are no settings.
+const NOT_SETTINGS: [&str; 4] = [FILE_ARGUMENT, "print_config", "help", "version"];
+
+/// What a process was started with.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The command line, the program's name first.
+    pub arguments: Vec<OsString>,
+    /// The environment; what is no text is left out.
+    pub environment: Environment,
+}
+
+/// Variables by name.
+pub type Environment = BTreeMap<String, String>;
+
+/// Settings by flag name (without dashes), from one place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layer {
+    /// The place, as messages name it.
+    pub origin: String,
+    /// Flag and values.
+    pub entries: Vec<(String, Vec<String>)>,
+}
+
+/// What is particular to one program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Layers made of variables that no argument declares, the higher first. They are below declared variables and above
+    /// the file. What they say of settings that the called subcommand does not have is passed over.
+    pub layers: fn(&Environment) -> Result<Vec<Layer>, ConfigErrors>,
+    /// Flags whose values are `NAME=SECRET`: what is behind `=` is never shown.
+    pub secrets: &'static [&'static str],
+}
+
+/// Settings, and where they came from.
+#[derive(Debug)]
+pub struct Loaded<C> {
+    /// The settings.
+    pub settings: C,
+    /// The same, to show.
+    pub effective: Effective,
+}
+
+/// Every setting with its value and where that was written, in the order of the program's help.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effective(pub Vec<Setting>);
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its flag, without dashes.
+    pub name: String,
+    /// Its values as text; none if it is not set.
+    pub values: Vec<String>,
+    /// `default`, `command line`, `variable NAME`, or the file's path.
+    pub from: String,
+}
+
+/// Why there are no settings.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The command line itself, or a call for help.
+    Usage(clap::Error),
+    /// Something written in the file or the environment.
+    Config(ConfigErrors),
+}
 
 /// Everything wrong with the settings, at least one thing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,227 +112,326 @@ pub enum ConfigError {
         /// What the system said.
         reason: String,
     },
-    /// The file is not JSON, or not an object.
-    #[error("{}:{line}:{column}: {reason}", path.display())]
+    /// Not YAML, or not a map.
+    #[error("{origin}: line {line}: {reason}")]
     Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1; 0 when the file as a whole is meant.
-        line: usize,
-        /// Column, from 1; 0 as above.
-        column: usize,
+        /// File or variable.
+        origin: String,
+        /// From 1.
+        line: u64,
         /// What was expected.
         reason: String,
     },
-    /// A key or value that the settings do not allow.
-    #[error("{key} ({origin}): {reason}")]
-    Value {
-        /// Path of the setting, such as `xds.address`.
-        key: String,
-        /// Where it was written: the file, the variable, or the command line.
+    /// No setting has this name.
+    #[error("{origin}: unknown key {key:?}{}", nearest.as_ref().map(|it| format!("; the nearest is {it:?}")).unwrap_or_default())]
+    UnknownKey {
+        /// File or variable.
         origin: String,
-        /// What is wrong with it.
+        /// The key.
+        key: String,
+        /// A key that looks like it.
+        nearest: Option<String>,
+    },
+    /// A value that the setting does not take.
+    #[error("{origin}: {key}: {value:?}: {reason}")]
+    Value {
+        /// File or variable.
+        origin: String,
+        /// The setting.
+        key: String,
+        /// What was written.
+        value: String,
+        /// What would be right.
         reason: String,
     },
 }
 
-/// Reads settings for this process.
-///
-/// - `file`: a JSON object; none means every setting has its default.
-/// - `env_prefix`: `CULVERT` makes `CULVERT_XDS__ADDRESS` the setting `xds.address`: lower case, two underscores go one level
-///   down. An empty prefix reads no variable.
-/// - `overrides`: pairs such as `("xds.address", "https://[::1]:15012")` from the command line.
-///
-/// Text from the environment and the command line counts as JSON where the setting wants a number, a truth value or a list,
-/// and as itself where it wants text.
+impl Sources {
+    /// Those of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Self {
+            arguments: std::env::args_os().collect(),
+            environment: std::env::vars_os().filter_map(text).collect(),
+        }
+    }
+}
+
+impl Default for Program {
+    fn default() -> Self {
+        Self { layers: |_| Ok(Vec::new()), secrets: &[] }
+    }
+}
+
+/// Reads the settings of a program.
 ///
 /// # Errors
-/// All mistakes that can be told apart, at most [`MAX_ERRORS`]. After a wrong value the rest is still checked, unless the
-/// value was one without which nothing more can be said (a required one).
-pub fn load<T: DeserializeOwned>(
-    file: Option<&Path>,
-    env_prefix: &str,
-    overrides: &[(String, String)],
-) -> Result<T, ConfigErrors> {
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    load_from(file, environment, env_prefix, overrides)
+/// Mistakes of the command line as clap words them; otherwise all that can be told apart, at most [`MAX_ERRORS`].
+pub fn load<C: CommandFactory + FromArgMatches>(
+    sources: &Sources,
+    program: Program,
+) -> Result<Loaded<C>, LoadError> {
+    let mut command = C::command();
+    command.build();
+    let bare = without_variables(C::command());
+    // Help, and what is right of the command line; what is wrong is reported by the last reading.
+    let given =
+        bare.clone().ignore_errors(true).try_get_matches_from(&sources.arguments).map_err(|error| {
+            LoadError::Usage(C::command().try_get_matches_from(&sources.arguments).err().unwrap_or(error))
+        })?;
+    let settings = Settings::of(&command, &given);
+    let written = settings.written(sources, program).map_err(LoadError::Config)?;
+    settings.check(&bare, sources, &written).map_err(LoadError::Config)?;
+    let mut arguments = sources.arguments.clone();
+    arguments.extend(written.iter().flat_map(Written::arguments));
+    let matches = bare.try_get_matches_from(arguments).map_err(LoadError::Usage)?;
+    let effective = settings.effective(&matches, &written, program.secrets);
+    let settings = C::from_arg_matches(&matches).map_err(LoadError::Usage)?;
+    Ok(Loaded { settings, effective })
 }
 
-/// [`load`] with the environment passed in.
-///
-/// # Errors
-/// As [`load`].
-pub fn load_from<T: DeserializeOwned>(
-    file: Option<&Path>,
-    environment: impl Iterator<Item = (String, String)>,
-    env_prefix: &str,
-    overrides: &[(String, String)],
-) -> Result<T, ConfigErrors> {
-    let (root, origin) = match file {
-        Some(path) => (read(path).map_err(|error| ConfigErrors(vec![error]))?, path.display().to_string()),
-        None => (Map::new(), "settings".to_owned()),
-    };
-    let mut settings = Settings { root: Value::Object(root), origin, texts: BTreeMap::new() };
-    let mut errors = Vec::new();
-    let mut written: Vec<_> = environment.filter_map(|pair| variable(pair, env_prefix)).collect();
-    written.sort();
-    written.extend(overrides.iter().map(|(key, text)| Text::new(key, text, "command line")));
-    for text in written {
-        errors.extend(settings.insert(text).err());
-    }
-    settings.parse(errors)
+/// Variables are read here, not by clap, which would not say that it was a variable that is wrong.
+fn without_variables(command: Command) -> Command {
+    let command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_variables))
 }
 
-fn read(path: &Path) -> Result<Map<String, Value>, ConfigError> {
-    let unreadable = |reason: String| ConfigError::File { path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    let mut text = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|error| unreadable(error.to_string()))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(unreadable(format!("longer than {MAX_FILE_BYTES} bytes")));
-    }
-    serde_json::from_slice(&text).map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        line: error.line(),
-        column: error.column(),
-        reason: error.to_string(),
-    })
-}
-
-fn variable((name, text): (String, String), prefix: &str) -> Option<Text> {
-    if prefix.is_empty() {
-        return None;
-    }
-    let key = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase().replace("__", ".");
-    Some(Text::new(&key, &text, &format!("variable {name}")))
-}
-
-/// A setting written as text, outside the file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Text {
+/// The settings of the program or the subcommand that was called.
+struct Settings<'a> {
+    /// With a flag each.
+    arguments: Vec<&'a Arg>,
+    /// What the command line says.
+    given: &'a ArgMatches,
+    /// Subcommands called, the outermost first.
     path: Vec<String>,
-    text: String,
+}
+
+/// A setting found outside the command line.
+struct Written<'a> {
+    argument: &'a Arg,
+    values: Vec<String>,
     origin: String,
-    /// Why its JSON reading was refused, once it was and the text itself is tried instead.
-    refused: Option<String>,
 }
 
-struct Settings {
-    root: Value,
-    origin: String,
-    texts: BTreeMap<Vec<String>, Text>,
-}
-
-impl Text {
-    fn new(key: &str, text: &str, origin: &str) -> Self {
-        let path = key.split('.').map(str::to_owned).collect();
-        Self { path, text: text.to_owned(), origin: origin.to_owned(), refused: None }
-    }
-
-    fn error(&self, reason: &str) -> ConfigError {
-        ConfigError::Value {
-            key: self.path.join("."),
-            origin: self.origin.clone(),
-            reason: reason.to_owned(),
+impl<'a> Settings<'a> {
+    fn of(mut command: &'a Command, mut given: &'a ArgMatches) -> Self {
+        let mut path = Vec::new();
+        while let Some((name, below)) = given.subcommand() {
+            let Some(called) = command.find_subcommand(name) else { break };
+            path.push(name.to_owned());
+            (command, given) = (called, below);
         }
+        let is_setting =
+            |arg: &&Arg| arg.get_long().is_some() && !NOT_SETTINGS.contains(&arg.get_id().as_str());
+        Self { arguments: command.get_arguments().filter(is_setting).collect(), given, path }
     }
-}
 
-impl Settings {
-    fn insert(&mut self, text: Text) -> Result<(), ConfigError> {
-        let value = serde_json::from_str(&text.text).unwrap_or_else(|_| Value::String(text.text.clone()));
-        let mut at = &mut self.root;
-        for key in &text.path {
-            if key.is_empty() {
-                return Err(text.error("an empty key"));
-            }
-            let Value::Object(map) = at else {
-                return Err(text.error("lies inside a value that is not an object"));
-            };
-            at = map.entry(key.clone()).or_insert_with(|| Value::Object(Map::new()));
+    fn on_command_line(&self, argument: &Arg) -> bool {
+        self.given.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+    }
+
+    /// What the highest place outside the command line says, for what the command line does not.
+    fn written(&self, sources: &Sources, program: Program) -> Result<Vec<Written<'a>>, ConfigErrors> {
+        let mut layers = (program.layers)(&sources.environment)?;
+        if let Some(path) = self.file(sources) {
+            let layer = file::read(&path).map_err(|error| ConfigErrors(vec![error]))?;
+            self.refuse_unknown(&layer)?;
+            layers.push(layer);
         }
-        *at = value;
-        self.texts.insert(text.path.clone(), text);
-        Ok(())
+        let open = self.arguments.iter().filter(|argument| !self.on_command_line(argument));
+        let found = open.filter_map(|argument| {
+            let (origin, values) = variable(argument, &sources.environment).or_else(|| {
+                let name = long(argument);
+                layers.iter().find_map(|layer| {
+                    let (_, values) = layer.entries.iter().find(|(key, _)| key == name)?;
+                    Some((layer.origin.clone(), values.clone()))
+                })
+            })?;
+            Some(Written { argument, values, origin })
+        });
+        Ok(found.collect())
     }
 
-    /// Deserializes; takes out what is wrong and tries again, to find the next mistake.
-    fn parse<T: DeserializeOwned>(mut self, mut errors: Vec<ConfigError>) -> Result<T, ConfigErrors> {
-        // Each round removes a value or turns one text to a string, so this ends with the errors or the texts.
-        let rounds = MAX_ERRORS + self.texts.len();
-        for _ in 0..rounds {
-            let error = match serde_path_to_error::deserialize::<_, T>(&self.root) {
-                Ok(settings) if errors.is_empty() => return Ok(settings),
-                Ok(_) => break,
-                Err(error) => error,
-            };
-            let path = keys(error.path());
-            let reason = error.inner().to_string();
-            if self.retry_as_text(&path, &reason) {
-                continue;
-            }
-            // What was taken out for being wrong is not missing as well.
-            let consequence = errors.iter().any(|known| {
-                matches!(known, ConfigError::Value { key, .. }
-                    if reason == format!("missing field `{}`", key.rsplit('.').next().unwrap_or(key)))
+    fn file(&self, sources: &Sources) -> Option<PathBuf> {
+        if let Ok(Some(path)) = self.given.try_get_one::<PathBuf>(FILE_ARGUMENT) {
+            return Some(path.clone());
+        }
+        sources.environment.get(FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    fn refuse_unknown(&self, layer: &Layer) -> Result<(), ConfigErrors> {
+        let known = || self.arguments.iter().map(|argument| long(argument));
+        let unknown = layer.entries.iter().filter(|(key, _)| !known().any(|name| name == key));
+        let error = |(key, _): &(String, Vec<String>)| ConfigError::UnknownKey {
+            origin: layer.origin.clone(),
+            key: key.clone(),
+            nearest: nearest(key, known()),
+        };
+        none(unknown.map(error).take(MAX_ERRORS).collect())
+    }
+
+    /// Each value by itself, so that every wrong one is reported, with its place.
+    fn check(&self, bare: &Command, sources: &Sources, written: &[Written<'_>]) -> Result<(), ConfigErrors> {
+        let wrong = written.iter().filter_map(|written| {
+            let program = sources.arguments.first().cloned().unwrap_or_default();
+            let path = self.path.iter().map(OsString::from);
+            let arguments = std::iter::once(program).chain(path).chain(written.arguments());
+            written.judge(bare.clone().try_get_matches_from(arguments).err())
+        });
+        none(wrong.take(MAX_ERRORS).collect())
+    }
+
+    fn effective(&self, matches: &ArgMatches, written: &[Written<'_>], secrets: &[&str]) -> Effective {
+        let mut matches = matches;
+        while let Some((_, below)) = matches.subcommand() {
+            matches = below;
+        }
+        let show = |argument: &&Arg| {
+            let raw = matches.get_raw(argument.get_id().as_str()).into_iter().flatten();
+            let name = long(argument).to_owned();
+            let secret = secrets.contains(&name.as_str());
+            let values = raw.map(|value| {
+                let value = value.to_string_lossy();
+                match value.split_once('=') {
+                    Some((key, _)) if secret => format!("{key}=(hidden)"),
+                    _ => value.into_owned(),
+                }
             });
-            if !consequence {
-                errors.push(self.describe(error.path().to_string(), &path, reason));
-            }
-            if errors.len() >= MAX_ERRORS || !self.remove(&path) {
-                break;
-            }
-        }
-        Err(ConfigErrors(errors))
-    }
-
-    fn retry_as_text(&mut self, path: &[String], reason: &str) -> bool {
-        let Some(text) = self.texts.get_mut(path) else { return false };
-        if text.refused.is_some() {
-            return false;
-        }
-        text.refused = Some(reason.to_owned());
-        let value = Value::String(text.text.clone());
-        match lookup(&mut self.root, path) {
-            Some(at) if *at != value => {
-                *at = value;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn describe(&self, key: String, path: &[String], reason: String) -> ConfigError {
-        match self.texts.get(path) {
-            Some(text) => text.error(text.refused.as_deref().unwrap_or(&reason)),
-            None => ConfigError::Value { key, origin: self.origin.clone(), reason },
-        }
-    }
-
-    fn remove(&mut self, path: &[String]) -> bool {
-        let Some((last, parents)) = path.split_last() else { return false };
-        match lookup(&mut self.root, parents) {
-            Some(Value::Object(map)) => map.remove(last).is_some(),
-            _ => false,
-        }
+            let from = match written.iter().find(|written| long(written.argument) == name) {
+                Some(written) => written.origin.clone(),
+                None if self.on_command_line(argument) => "command line".to_owned(),
+                None => "default".to_owned(),
+            };
+            Setting { values: values.collect(), name, from }
+        };
+        Effective(self.arguments.iter().map(show).collect())
     }
 }
 
-fn lookup<'a>(mut at: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
-    for key in path {
-        at = at.get_mut(key)?;
+impl Written<'_> {
+    /// As the command line would say it.
+    fn arguments(&self) -> Vec<OsString> {
+        let name = long(self.argument);
+        if matches!(self.argument.get_action(), ArgAction::SetTrue) {
+            let flag = |value: &String| (value == "true").then(|| format!("--{name}").into());
+            return self.values.iter().filter_map(flag).collect();
+        }
+        self.values.iter().map(|value| format!("--{name}={value}").into()).collect()
     }
-    Some(at)
+
+    /// What is wrong with the value, if that is what clap found wrong: that others are missing is to be expected.
+    fn judge(&self, error: Option<clap::Error>) -> Option<ConfigError> {
+        let value = self.values.join(",");
+        let reason = if matches!(self.argument.get_action(), ArgAction::SetTrue) {
+            let is_bool = |value: &String| value == "true" || value == "false";
+            (self.values.len() != 1 || !self.values.iter().all(is_bool))
+                .then(|| "want true or false".to_owned())?
+        } else {
+            let error = error?;
+            match error.kind() {
+                ErrorKind::ArgumentConflict => "one value is enough".to_owned(),
+                ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8 => {
+                    reason(&error)
+                }
+                _ => return None,
+            }
+        };
+        Some(ConfigError::Value {
+            origin: self.origin.clone(),
+            key: long(self.argument).to_owned(),
+            value,
+            reason,
+        })
+    }
 }
 
-/// The keys down to the first list: a mistake inside a list takes the whole list out of the next round.
-fn keys(path: &serde_path_to_error::Path) -> Vec<String> {
-    let key = |segment: &Segment| match segment {
-        Segment::Map { key } => Some(key.clone()),
-        Segment::Seq { .. } | Segment::Enum { .. } | Segment::Unknown => None,
-    };
-    path.iter().map_while(key).collect()
+fn long(argument: &Arg) -> &str {
+    argument.get_long().unwrap_or_else(|| argument.get_id().as_str())
+}
+
+fn variable(argument: &Arg, environment: &Environment) -> Option<(String, Vec<String>)> {
+    let name = argument.get_env()?.to_str()?;
+    let value = environment.get(name).filter(|value| !value.is_empty())?;
+    Some((format!("variable {name}"), vec![value.clone()]))
+}
+
+/// What clap says about a value, without the flag and the value that are shown anyway.
+fn reason(error: &clap::Error) -> String {
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(valid)) if !valid.is_empty() => {
+            format!("want one of {}", valid.join(", "))
+        }
+        _ => match std::error::Error::source(error) {
+            Some(cause) => cause.to_string(),
+            None => "not a value of this setting".to_owned(),
+        },
+    }
+}
+
+/// The known name that `key` most looks like; case and separators do not count.
+pub fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let plain = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase();
+    let wanted = plain(key);
+    let scored = known.map(|name| (strsim::jaro(&wanted, &plain(name)), name));
+    let (score, name) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score >= ALIKE).then(|| name.to_owned())
+}
+
+fn none(errors: Vec<ConfigError>) -> Result<(), ConfigErrors> {
+    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
+}
+
+impl Effective {
+    /// As a settings file that says the same, the places as comments.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        let quoted = |value: &String| serde_json::Value::from(value.as_str()).to_string();
+        let line = |setting: &Setting| {
+            let Setting { name, values, from } = setting;
+            match &values[..] {
+                [] => format!("# {name}: not set\n"),
+                [one] => format!("{name}: {} # {from}\n", quoted(one)),
+                many => {
+                    format!("{name}: [{}] # {from}\n", many.iter().map(quoted).collect::<Vec<_>>().join(", "))
+                }
+            }
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// `{"NAME": {"value": ..., "from": "..."}}`.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let entry = |setting: &Setting| {
+            let value = match &setting.values[..] {
+                [] => serde_json::Value::Null,
+                [one] => one.as_str().into(),
+                many => many.to_vec().into(),
+            };
+            (setting.name.clone(), serde_json::json!({ "value": value, "from": setting.from }))
+        };
+        self.0.iter().map(entry).collect::<serde_json::Map<_, _>>().into()
+    }
+}
+
+impl LoadError {
+    /// Tells the person who started the program, and gives the code to end with: 0 for help, 2 for mistakes.
+    #[must_use]
+    pub fn report(&self) -> ExitCode {
+        match self {
+            Self::Usage(error) => {
+                let _ = error.print();
+                u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+            }
+            Self::Config(errors) => {
+                eprintln!("{errors}");
+                ExitCode::from(2)
+            }
+        }
+    }
 }
 
 impl fmt::Display for ConfigErrors {
@@ -268,100 +445,5 @@ impl fmt::Display for ConfigErrors {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde::Deserialize;
-    use std::io::Write;
-    use std::time::Duration;
-
-    #[derive(Debug, Default, PartialEq, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
-    struct Example {
-        name: String,
-        port: u16,
-        xds: Xds,
-        peers: Vec<u8>,
-    }
-
-    #[derive(Debug, Default, PartialEq, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
-    struct Xds {
-        address: String,
-        #[serde(with = "crate::units::duration")]
-        timeout: Duration,
-        #[serde(with = "crate::units::bytes")]
-        buffer: u64,
-    }
-
-    #[derive(Debug, PartialEq, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Strict {
-        port: u16,
-    }
-
-    fn load_text<T: DeserializeOwned>(
-        json: &str,
-        env: &[(&str, &str)],
-        over: &[(&str, &str)],
-    ) -> Result<T, Vec<String>> {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(json.as_bytes()).unwrap();
-        let pair = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
-        let overrides: Vec<_> = over.iter().map(pair).collect();
-        let name = file.path().display().to_string();
-        load_from(Some(file.path()), env.iter().map(pair), "TEST", &overrides)
-            .map_err(|errors| errors.0.iter().map(|error| error.to_string().replace(&name, "FILE")).collect())
-    }
-
-    #[test]
-    fn later_sources_win() {
-        let json = r#"{"name":"file","port":1,"xds":{"address":"a","timeout":"250ms","buffer":"64KiB"}}"#;
-        let env =
-            [("TEST_PORT", "2"), ("TEST_XDS__ADDRESS", "7"), ("TEST_PEERS", "[1,2]"), ("OTHER_NAME", "x")];
-        let loaded: Example = load_text(json, &env, &[("port", "3"), ("xds.buffer", "5")]).unwrap();
-        let xds = Xds { address: "7".into(), timeout: Duration::from_millis(250), buffer: 5 };
-        assert_eq!(loaded, Example { name: "file".into(), port: 3, xds, peers: vec![1, 2] });
-    }
-
-    #[test]
-    fn every_mistake_is_reported_with_its_place() {
-        let json = r#"{"name":1,"prot":5,"xds":{"timeout":"soon","adress":"a"},"peers":[1,300]}"#;
-        let mut errors =
-            load_text::<Example>(json, &[("TEST_PORT", "70000")], &[("xds.buffer", "many")]).unwrap_err();
-        errors.sort();
-        let starts = [
-            "name (FILE): invalid type: integer `1`",
-            "peers[1] (FILE): invalid value: integer `300`",
-            "port (variable TEST_PORT): invalid value: integer `70000`",
-            "prot (FILE): unknown field `prot`",
-            "xds.adress (FILE): unknown field `adress`",
-            "xds.buffer (command line): \"many\" is not a size",
-            "xds.timeout (FILE): \"soon\" is not a duration",
-        ];
-        assert_eq!(errors.len(), starts.len(), "{errors:#?}");
-        for (error, start) in errors.iter().zip(starts) {
-            assert!(error.starts_with(start), "{error} should start with {start}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_required_value_is_not_called_missing() {
-        assert_eq!(load_text::<Strict>("{}", &[], &[("port", "1")]), Ok(Strict { port: 1 }));
-        let errors = load_text::<Strict>(r#"{"port":"x"}"#, &[], &[]).unwrap_err();
-        assert_eq!(errors, [r#"port (FILE): invalid type: string "x", expected u16"#]);
-        assert_eq!(load_text::<Strict>("{}", &[], &[]).unwrap_err(), [". (FILE): missing field `port`"]);
-    }
-
-    #[test]
-    fn unreadable_files() {
-        let missing =
-            load_from::<Example>(Some(Path::new("/nonexistent/x.json")), std::iter::empty(), "", &[]);
-        assert!(matches!(&missing.unwrap_err().0[..], [ConfigError::File { .. }]));
-        let errors = load_text::<Example>("{\n  \"name\": }", &[], &[]).unwrap_err();
-        assert!(errors[0].starts_with("FILE:2:11: "), "{errors:?}");
-        assert!(load_text::<Example>("[]", &[], &[]).is_err());
-        assert!(load_text::<Example>("{}", &[], &[("name.first", "x")]).is_err());
-        let nothing: Example = load_from(None, std::iter::empty(), "TEST", &[]).unwrap();
-        assert_eq!(nothing, Example::default());
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! while the process runs.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,6 +54,8 @@ pub struct TelemetryHandle {
 #[derive(Debug, Clone)]
 pub struct FilterHandle {
     reload: reload::Handle<EnvFilter, Registry>,
+    /// What the program was started with.
+    first: Arc<str>,
 }
 
 /// Telemetry could not be set up or changed.
@@ -99,6 +102,7 @@ pub fn build<W: Write + Send + 'static>(
     filter: &str,
     output: W,
 ) -> Result<(Dispatch, TelemetryHandle), TelemetryError> {
+    let first = filter.into();
     let (filter, reload) = reload::Layer::new(parse(filter)?);
     let (queue, lines) = mpsc::sync_channel(QUEUE_LINES);
     thread::Builder::new()
@@ -113,7 +117,7 @@ pub fn build<W: Write + Send + 'static>(
             Dispatch::new(subscriber.with(layer.json().flatten_event(true).with_span_list(false)))
         }
     };
-    Ok((dispatch, TelemetryHandle { filter: FilterHandle { reload }, queue }))
+    Ok((dispatch, TelemetryHandle { filter: FilterHandle { reload, first }, queue }))
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
@@ -172,6 +176,14 @@ impl FilterHandle {
         // Reloading fails only once the subscriber is gone, when nothing logs any more.
         let _ = self.reload.reload(parsed);
         Ok(())
+    }
+
+    /// Logs again what was logged at the start.
+    ///
+    /// # Errors
+    /// None in fact: that filter was accepted once.
+    pub fn reset(&self) -> Result<(), TelemetryError> {
+        self.set(&self.first)
     }
 }
 
@@ -266,7 +278,6 @@ pub fn timestamp(time: OffsetDateTime) -> String {
 mod tests {
     use super::*;
     use parking_lot::Mutex;
-    use std::sync::Arc;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

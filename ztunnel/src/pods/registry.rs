@@ -85,7 +85,7 @@ impl Pods {
         };
         if let Some(pod) = replaced {
             self.stopped(&pod);
-            pod.drain(self.shared.config.drain_deadline).await;
+            pod.drain(self.shared.config.drain_deadline()).await;
         }
         self.start(uid, info, netns)
     }

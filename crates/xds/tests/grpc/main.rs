@@ -49,6 +49,30 @@ async fn full_sync_delta_and_status() {
     host.stop().await;
 }
 
+/// Z98: a message over the bound is not taken into memory; what is held stays, and the next one that fits is applied.
+#[tokio::test]
+async fn a_message_over_the_bound_changes_nothing() {
+    assert_eq!(culvert_xds::client::MAX_MESSAGE_BYTES, 200 << 20);
+    let mut host = Host::new(set(1, &[("x", "1")], &[("p", "1")]));
+    let mut program = Program::start(&host, "node-1");
+    program.until_committed(A, &[("x", "1")]).await;
+    let fits = "y".repeat((1 << 20) - 1_000);
+    host.sets.send_replace(set(2, &[("x", &fits)], &[("p", "1")]));
+    program.until_committed(A, &[("x", &fits)]).await;
+
+    host.sets.send_replace(set(3, &[("x", &"z".repeat(1 << 20))], &[("p", "1")]));
+    let reason = program.until_disconnected().await;
+    let over =
+        |reason: &Disconnect| matches!(reason, Disconnect::Stream { code: tonic::Code::OutOfRange, .. });
+    assert!(over(&reason), "{reason:?}");
+    assert_eq!(program.committed[A]["x"], fits);
+
+    host.sets.send_replace(set(4, &[("x", "4")], &[("p", "1")]));
+    program.until_committed(A, &[("x", "4")]).await;
+    program.stop().await;
+    host.stop().await;
+}
+
 /// Z96, R02.
 #[tokio::test]
 async fn a_restarted_server_with_the_same_content_sends_no_resources() {
