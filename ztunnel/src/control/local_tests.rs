@@ -78,7 +78,7 @@ fn mistakes_are_refused_by_name() {
         ),
         ("services:\n- name", "servces:\n- name", "unknown key \"servces\"; want workloads"),
         ("workloads:\n-", "workloads:\n ", "workloads: want a list"),
-        ("- name: only-web", "- name: only-web\n  name: again", "line 29"),
+        ("- name: only-web", "- name: only-web\n  name: again", "line 25: duplicate mapping key: name"),
     ] {
         assert!(FILE.contains(from), "{from}");
         let error = format!("{:#}", parse(&FILE.replacen(from, to, 1)).map(drop).unwrap_err());

@@ -69,7 +69,9 @@ pub fn parse_yaml_within(
         .map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
             let rendered = error.without_snippet().to_string();
-            let reason = rendered.lines().next().unwrap_or("not YAML").to_owned();
+            // What follows is advice for programmers, and the place again.
+            let reason = rendered.lines().next().and_then(|line| line.split(", set ").next());
+            let reason = reason.unwrap_or("not YAML").to_owned();
             ConfigError::Syntax { origin: origin.to_owned(), line, reason }
         })
 }
