@@ -1,4 +1,5 @@
 //! The program as its operator meets it: settings, readiness, a local configuration that changes, profiles, and its end.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -8,6 +8,7 @@
 //! empty counts as absent. Unknown variables cannot be refused (the environment is not ours); unknown keys are.
 
 mod file;
+mod show;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 pub use file::{MAX_FILE_BYTES, parse_yaml, parse_yaml_within};
+pub use show::{Effective, Setting};
 
 /// Mistakes reported at once; what is beyond shows when the first are mended.
 pub const MAX_ERRORS: usize = 32;
@@ -71,21 +73,6 @@ pub struct Loaded<C> {
     pub settings: C,
     /// The same, to show.
     pub effective: Effective,
-}
-
-/// Every setting with its value and where that was written, in the order of the program's help.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effective(pub Vec<Setting>);
-
-/// One setting.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// Its flag, without dashes.
-    pub name: String,
-    /// Its values as text; none if it is not set.
-    pub values: Vec<String>,
-    /// `default`, `command line`, `variable NAME`, or the file's path.
-    pub from: String,
 }
 
 /// Why there are no settings.
@@ -382,39 +369,6 @@ pub fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<St
 
 fn none(errors: Vec<ConfigError>) -> Result<(), ConfigErrors> {
     if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
-}
-
-impl Effective {
-    /// As a settings file that says the same, the places as comments.
-    #[must_use]
-    pub fn to_yaml(&self) -> String {
-        let quoted = |value: &String| serde_json::Value::from(value.as_str()).to_string();
-        let line = |setting: &Setting| {
-            let Setting { name, values, from } = setting;
-            match &values[..] {
-                [] => format!("# {name}: not set\n"),
-                [one] => format!("{name}: {} # {from}\n", quoted(one)),
-                many => {
-                    format!("{name}: [{}] # {from}\n", many.iter().map(quoted).collect::<Vec<_>>().join(", "))
-                }
-            }
-        };
-        self.0.iter().map(line).collect()
-    }
-
-    /// `{"NAME": {"value": ..., "from": "..."}}`.
-    #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        let entry = |setting: &Setting| {
-            let value = match &setting.values[..] {
-                [] => serde_json::Value::Null,
-                [one] => one.as_str().into(),
-                many => many.to_vec().into(),
-            };
-            (setting.name.clone(), serde_json::json!({ "value": value, "from": setting.from }))
-        };
-        self.0.iter().map(entry).collect::<serde_json::Map<_, _>>().into()
-    }
 }
 
 impl LoadError {
