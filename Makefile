@@ -15,10 +15,11 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-E2E := $(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs))))
+# `ambient` needs a program that is not ours: see interop.
+E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop bench fmt clean setup-build setup-run setup-test setup-deny setup-mutants
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench fmt clean setup-build setup-run setup-test setup-deny setup-mutants
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -72,8 +73,13 @@ mutants: setup-test setup-mutants ## Change each line that decides; some test ha
 	$(AS_ROOT) cargo mutants -p culvert-ztunnel $(DECIDES:%=-f ztunnel/src/%.rs) --minimum-test-timeout 60 -o $(TARGET)/mutants/ztunnel $(MUTANTS) -- --lib
 	cargo run --locked --quiet -p culvert-xtask -- mutants $(TARGET)/mutants/model $(TARGET)/mutants/ztunnel
 
-interop: setup-test build ## Only the tests against the Go peer made of Istio's packages
+interop: setup-test build ## The tests against the Go peer made of Istio's packages; with ZTUNNEL=PATH also an ambient ztunnel
 	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,$(filter interop%,$(E2E)))
+	@$(if $(ZTUNNEL),CULVERT_BIN_DIR=$(abspath $(BIN)) ZTUNNEL=$(abspath $(ZTUNNEL)) $(AS_ROOT) \
+		cargo test --locked --workspace $(call E2E_FLAGS,ambient) --nocapture)
+
+soak: setup-test build ## A day in five minutes: connections, pods, policies and certificates come and go, and leave nothing behind
+	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,soak) --ignored --nocapture
 
 bench: setup-run build ## What the tunnel costs, beside direct TCP in the same run
 	$(ROOT) $(BIN)/culvert-bench run

@@ -4,7 +4,6 @@
 //! two namespaces.
 
 mod client;
-mod peer;
 mod protocol;
 mod run;
 mod server;

@@ -54,7 +54,7 @@ impl World {
         up.args(["up", "--detach", "-f"]).arg(&manifests).stdout(Stdio::null());
         if let Some(peer) = peer {
             let ours = world.culvert.parent().context("culvert has no directory")?;
-            up.arg("--bin-dir").arg(crate::peer::programs(&world.dir, ours, peer)?);
+            up.arg("--bin-dir").arg(culvert_e2e::ambient::programs(&world.dir, ours, peer, &[])?);
         }
         let up = up.status()?;
         ensure!(up.success(), "culvert up failed ({up}); its state is in {}", world.dir.display());

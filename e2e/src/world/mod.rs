@@ -72,6 +72,14 @@ impl World {
         fs::rename(&beside, manifests.join(file)).with_context(|| format!("writing {file}"))
     }
 
+    /// A manifest as it is.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn read(&self, file: &str) -> Result<String> {
+        fs::read_to_string(self.dir.join("m").join(file)).with_context(|| format!("reading {file}"))
+    }
+
     /// Removes a manifest.
     ///
     /// # Errors
