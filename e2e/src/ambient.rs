@@ -29,7 +29,7 @@ pub fn programs(dir: &Path, ours: &Path, peer: &Path, nodes: &[&str]) -> Result<
 fn wrapper(ours: &Path, peer: &Path, nodes: &[&str]) -> String {
     let (ours, peer) = (ours.display(), peer.display());
     let nodes = if nodes.is_empty() { "*".to_owned() } else { nodes.join("|") };
-    // The node is the first option that the supervisor gives.
+    // The node is the first option that the supervisor gives. A resolver's address is IPv4 where there is IPv4.
     format!(
         r#"#!/bin/sh
 [ "$1" = proxy ] && [ "$2" = --node ] || exec '{ours}' "$@"
@@ -51,14 +51,15 @@ while [ $# -gt 0 ]; do
     --drain-deadline) export CONNECTION_TERMINATION_DEADLINE="$2" ;;
     --pool-idle) export POOL_UNUSED_RELEASE_TIMEOUT="$2" ;;
     --workers) export ZTUNNEL_WORKER_THREADS="$2" ;;
-    # It asks the machine's own resolver.
-    --dns-upstream) ;;
+    --dns-upstream) resolver="${{2%:*}}" ;;
     *) echo "no counterpart of $1" >&2; exit 2 ;;
   esac
   shift 2
 done
 export POD_NAME=ztunnel POD_NAMESPACE=culvert-system SERVICE_ACCOUNT=ztunnel
-exec '{peer}' proxy
+# It reads the machine's resolv.conf: it is shown one of its own, in a mount namespace that nobody else sees.
+echo "nameserver $resolver" > "$0.$NODE_NAME.conf"
+exec unshare --mount sh -c 'mount --bind "$0" /etc/resolv.conf && exec "$@"' "$0.$NODE_NAME.conf" '{peer}' proxy
 "#
     )
 }
