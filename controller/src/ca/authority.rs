@@ -195,7 +195,9 @@ impl Authority {
         // RFC 5280 section 4.1.2.6: without a subject the alternative name is critical, which rcgen sees to.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names;
-        params.not_before = OffsetDateTime::from(now - SKEW);
+        // Some renew at the middle of the whole validity (Z88): it must not lie in the past from the beginning.
+        let skew = SKEW.min(not_after.duration_since(now).unwrap_or_default() / 4);
+        params.not_before = OffsetDateTime::from(now - skew);
         params.not_after = OffsetDateTime::from(not_after);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.is_ca = IsCa::ExplicitNoCa;

@@ -58,8 +58,7 @@ fn logged(world: &World, direction: Direction) -> Result<()> {
         })?;
     } else {
         world.wait_for_access(OURS, |line| {
-            line["blame"] == "policy"
-                && line["error"].as_str().is_some_and(|text| text.contains("401"))
+            line["blame"] == "policy" && line["error"].as_str().is_some_and(|text| text.contains("401"))
         })?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use culvert_hbone::config::ServerConfig;
 use culvert_hbone::server::{Server, ServerConnection};
@@ -12,7 +12,7 @@ use culvert_model::outcome::Reason;
 use culvert_net::socket::arm_reset;
 use culvert_runtime::drain::Mode;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -33,6 +33,10 @@ pub struct Peer {
     /// What its certificate says.
     pub facts: PeerFacts,
 }
+
+/// A client is sent away so long before its certificate ends, or an eighth of what is left of it before if that is less: time to
+/// come back with the next one.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// Serves one HBONE connection.
 pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, from: SocketAddr) {
@@ -78,9 +82,14 @@ async fn handshake(
 }
 
 /// Accepts streams until the connection ends; a drain says goodbye (GOAWAY) and lets open streams finish.
+///
+/// So does the coming end of the client's certificate: some keep a tunnel for as long as it works, and their new streams on this
+/// one would all be refused from then on.
 async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
     let drain = pod.watcher();
     let mut draining = false;
+    let mut farewell = std::pin::pin!(sleep(until_farewell(peer.facts.not_after, SystemTime::now())));
+    let mut left = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.accept() => incoming,
@@ -93,6 +102,11 @@ async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
                 continue;
             }
             () = drain.forced() => return,
+            () = &mut farewell, if !left => {
+                left = true;
+                connection.graceful_shutdown();
+                continue;
+            }
         };
         match incoming {
             Some(Ok(incoming)) => {
@@ -112,10 +126,30 @@ async fn streams(pod: &Arc<Pod>, mut connection: Connection, peer: Arc<Peer>) {
     }
 }
 
+/// How long a client whose certificate ends then may open streams.
+fn until_farewell(not_after: SystemTime, now: SystemTime) -> Duration {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    left - FAREWELL.min(left / 8)
+}
+
 fn tls_failure(error: &std::io::Error) -> Failure {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match inner.and_then(refusal) {
         Some(refused) => Failure::new(Reason::PeerIdentity, format!("the client's certificate: {refused}")),
         None => Failure::new(Reason::TlsHandshake, format!("TLS: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_sent_away_before_its_certificate_ends() {
+        let now = SystemTime::now();
+        let after = |seconds| until_farewell(now + Duration::from_secs(seconds), now);
+        assert_eq!(after(24 * 60 * 60), Duration::from_secs(24 * 60 * 60 - 30));
+        assert_eq!(after(80), Duration::from_secs(70));
+        assert_eq!(until_farewell(now - Duration::from_secs(1), now), Duration::ZERO);
     }
 }

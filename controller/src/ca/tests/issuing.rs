@@ -214,3 +214,16 @@ fn the_serving_certificate_is_renewed_at_half_its_life() {
         );
     }
 }
+
+/// Whoever renews at the middle of the whole validity does so after a third of what was asked for, not at once and for ever.
+#[test]
+fn the_middle_of_a_short_validity_lies_ahead() {
+    let (_dir, authority) = authority();
+    let key = KeyPair::generate().unwrap();
+    let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let issued = authority.issue(&greedy_request(&key), &workload("b"), Duration::from_secs(12)).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&issued.leaf).unwrap();
+    let (start, end) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+    assert!((start + end) / 2 >= begun + 3, "from {} to {}", start - begun, end - begun);
+    assert!(start < begun, "a clock that is a little behind must accept it");
+}
