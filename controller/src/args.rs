@@ -58,6 +58,10 @@ pub struct Args {
     /// What service names end with.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// Whether the NetworkPolicies among the manifests are all that the network enforces. `unknown` where it has kinds of its own
+    /// that are not: then no connection is handed over within a node.
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = NetworkPolicies::Manifests)]
+    pub network_policies: NetworkPolicies,
     /// Log filter, such as info,culvert_xds=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
@@ -70,6 +74,15 @@ pub struct Args {
     /// Print every setting, its value and where that was written, as a settings file, and end.
     #[arg(long)]
     pub print_config: bool,
+}
+
+/// What the network enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetworkPolicies {
+    /// The NetworkPolicies among the manifests, and nothing else.
+    Manifests,
+    /// Nobody here can say.
+    Unknown,
 }
 
 impl Args {
@@ -89,6 +102,7 @@ impl Args {
             trust_domain: self.trust_domain.clone(),
             root_namespace: self.root_namespace.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            network_policies: self.network_policies == NetworkPolicies::Manifests,
             ..MeshSettings::default()
         }
     }

@@ -13,6 +13,7 @@ use culvert_k8s_api::meta::StringMap;
 
 mod endpoints;
 mod entries;
+mod network_policy;
 mod peer;
 mod pods;
 mod policy;
@@ -22,6 +23,7 @@ pub mod version;
 mod view;
 mod vip;
 
+use network_policy::NetworkPolicies;
 use view::View;
 
 /// What translation depends on besides the world.
@@ -37,6 +39,9 @@ pub struct MeshSettings {
     pub root_namespace: String,
     /// What service names end with.
     pub cluster_domain: String,
+    /// The NetworkPolicies among the objects are all that the network enforces; otherwise nothing is known of a pod that none of
+    /// them selects.
+    pub network_policies: bool,
 }
 
 /// Everything that is sent, and what became of each policy.
@@ -81,6 +86,7 @@ impl Default for MeshSettings {
             network: String::new(),
             root_namespace: "istio-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            network_policies: true,
         }
     }
 }
@@ -96,7 +102,8 @@ pub fn translate(world: &World, vips: &BTreeMap<String, Ipv4Addr>, settings: &Me
     let entries = entries::hosts(&view, vips, &mut out);
     let targets = services::targets(&view, &entries);
     services::convert_all(&view, &mut out);
-    pods::convert_all(&view, &targets, &names, &mut out);
+    let restricted = NetworkPolicies::new(&view, &mut out);
+    pods::convert_all(&view, &targets, &names, &restricted, &mut out);
     entries::convert_all(&view, &entries, &targets, &names, &mut out);
     out
 }

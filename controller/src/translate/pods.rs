@@ -7,12 +7,19 @@ use culvert_k8s_api::status::{Phase, PodStatus, Redirection};
 use culvert_proto::workload as proto;
 
 use super::endpoints::{Endpoint, Targets};
+use super::network_policy::NetworkPolicies;
 use super::services::ip_bytes;
 use super::view::View;
 use super::{Names, Translation, waypoint};
 
 /// Converts every pod that has an address and has not ended (D17).
-pub(super) fn convert_all(view: &View<'_>, targets: &Targets<'_>, names: &Names, out: &mut Translation) {
+pub(super) fn convert_all(
+    view: &View<'_>,
+    targets: &Targets<'_>,
+    names: &Names,
+    restricted: &NetworkPolicies<'_>,
+    out: &mut Translation,
+) {
     for ((namespace, name), pod) in &view.pods {
         let key = ((*namespace).to_owned(), (*name).to_owned());
         let Some(status) = view.world.pods.get(&key) else { continue };
@@ -22,6 +29,10 @@ pub(super) fn convert_all(view: &View<'_>, targets: &Targets<'_>, names: &Names,
         let mut workload = convert(view, pod, status);
         workload.services = targets.of(namespace, &pod.metadata.labels, Endpoint::Pod(pod));
         workload.authorization_policies = names.of(namespace, &pod.metadata.labels);
+        // A pod without a network of its own is nobody's to hand a connection to.
+        if !pod.spec.host_network {
+            workload.extensions.push(restricted.extension(namespace, &pod.metadata.labels, &status.uid));
+        }
         out.insert(workload.uid.clone(), proto::address::Type::Workload(workload));
     }
 }

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_proto::security::string_match::MatchType;
 use culvert_proto::security::{self, Authorization};
+use culvert_proto::{POD_EXTENSION, extension};
 use culvert_proto::workload::{self, Address, address, gateway_address};
+use prost::Message;
 use serde_json::{Map, Value, json};
 
 /// A workload or a service.
@@ -63,7 +65,19 @@ fn workload(it: &workload::Workload) -> Value {
         "locality": locality,
         "hostNetwork": it.network_mode() == workload::NetworkMode::HostNetwork,
         "capacity": it.capacity,
+        "extensions": it.extensions.iter().map(extension).collect::<Vec<_>>(),
     }))
+}
+
+fn extension(it: &workload::Extension) -> String {
+    let config = it.config.as_ref().filter(|_| it.name == POD_EXTENSION);
+    match config.and_then(|config| extension::Pod::decode(&*config.value).ok()) {
+        Some(pod) => {
+            let policies = pod.network_policies().as_str_name();
+            format!("{}: uid {}, network policies {policies}", it.name, pod.uid)
+        }
+        None => it.name.clone(),
+    }
 }
 
 fn service(it: &workload::Service) -> Value {

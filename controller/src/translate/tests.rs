@@ -448,4 +448,50 @@ proptest! {
     }
 }
 
+/// Z28 differs: a connection may stay on a node only where no NetworkPolicy selects either pod, and only we say so.
+#[test]
+fn whom_network_policies_select() {
+    const PODS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, labels: {app: web}}\nspec: {containers: [{name: c}]}\n---\n\
+        apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop, labels: {app: db}}\nspec: {containers: [{name: c}]}\n---\n\
+        apiVersion: v1\nkind: Pod\nmetadata: {name: node, namespace: shop}\nspec: {hostNetwork: true, containers: [{name: c}]}\n";
+    let policy = |namespace: &str, selector: &str| {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {{podSelector: {selector}}}\n"
+        )
+    };
+    let other = "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: bank}\n";
+    let run = |more: &str, settings: &MeshSettings| {
+        let world = world(&format!("{PODS}{more}"))
+            .running("shop", "web", "a", &["100.64.1.2"])
+            .running("shop", "db", "a", &["100.64.1.3"])
+            .running("shop", "node", "a", &["198.18.0.11"]);
+        let translation = translate(&world, &BTreeMap::new(), settings);
+        assert!(workload(&translation, "Kubernetes//Pod/shop/node").extensions.is_empty());
+        let said = ["web", "db"].map(|name| {
+            let shown = render::address(&translation.addresses[&format!("Kubernetes//Pod/shop/{name}")]);
+            let text = shown["workload"]["extensions"][0].as_str().unwrap().to_owned();
+            let start = format!("culvert.dev/pod: uid uid-{name}, network policies ");
+            text.strip_prefix(&start).unwrap_or_else(|| panic!("{text}")).to_owned()
+        });
+        (said, translation.notes)
+    };
+    let ours = MeshSettings::default();
+    let blind = MeshSettings { network_policies: false, ..MeshSettings::default() };
+    for (more, settings, web, db) in [
+        (String::new(), &ours, "NONE", "NONE"),
+        (policy("shop", "{matchLabels: {app: web}}"), &ours, "SELECTED", "NONE"),
+        (policy("shop", "{}"), &ours, "SELECTED", "SELECTED"),
+        (policy("bank", "{}"), &ours, "NONE", "NONE"),
+        (String::new(), &blind, "UNKNOWN", "UNKNOWN"),
+        (policy("shop", "{matchLabels: {app: web}}"), &blind, "SELECTED", "UNKNOWN"),
+        (other.to_owned(), &ours, "UNKNOWN", "UNKNOWN"),
+        (format!("{}{other}", policy("shop", "{matchLabels: {app: db}}")), &ours, "UNKNOWN", "SELECTED"),
+    ] {
+        let (said, notes) = run(&more, settings);
+        assert_eq!(said, [web, db], "{more}");
+        let told = notes.iter().any(|note| note.contains("CiliumNetworkPolicy"));
+        assert_eq!(told, more.contains("Cilium"), "{notes:?}");
+    }
+}
+
 mod modes;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use culvert_k8s_api::Object;
 use culvert_k8s_api::core::{Node, Pod, Service};
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
+use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
 use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
 use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
 
@@ -25,6 +26,8 @@ pub(super) struct View<'a> {
     pub peers: BTreeMap<Key<'a>, &'a PeerAuthentication>,
     pub service_entries: BTreeMap<Key<'a>, &'a ServiceEntry>,
     pub workload_entries: BTreeMap<Key<'a>, &'a WorkloadEntry>,
+    pub network_policies: Vec<&'a NetworkPolicy>,
+    pub other_network_policies: Vec<&'a OtherNetworkPolicy>,
 }
 
 impl<'a> View<'a> {
@@ -40,6 +43,8 @@ impl<'a> View<'a> {
             peers: BTreeMap::new(),
             service_entries: BTreeMap::new(),
             workload_entries: BTreeMap::new(),
+            network_policies: Vec::new(),
+            other_network_policies: Vec::new(),
         };
         for manifest in &world.objects {
             view.add(&manifest.object);
@@ -75,6 +80,8 @@ impl<'a> View<'a> {
             Object::WorkloadEntry(it) => {
                 self.workload_entries.insert(key, it);
             }
+            Object::NetworkPolicy(it) => self.network_policies.push(it),
+            Object::OtherNetworkPolicy(it) => self.other_network_policies.push(it),
             Object::ServiceAccount(_) => {}
         }
     }

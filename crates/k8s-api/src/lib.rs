@@ -8,6 +8,7 @@ pub mod enrolment;
 pub mod labels;
 pub mod manifest;
 pub mod meta;
+pub mod network_policy;
 pub mod networking;
 pub mod object;
 pub mod security;

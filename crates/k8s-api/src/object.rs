@@ -9,6 +9,7 @@ use crate::core::{Namespace, Node, Pod, PodSpec, Service, ServiceAccount, Servic
 use crate::manifest::de::{FieldError, Nulls, from_node};
 use crate::manifest::tree::{self, Value, path_key};
 use crate::meta::ObjectMeta;
+use crate::network_policy::{self, NetworkPolicy, OtherNetworkPolicy};
 use crate::networking::{ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec};
 use crate::security::{
     AuthorizationPolicy, AuthorizationPolicySpec, PeerAuthentication, PeerAuthenticationSpec,
@@ -29,6 +30,8 @@ pub enum Object {
     PeerAuthentication(Box<PeerAuthentication>),
     ServiceEntry(Box<ServiceEntry>),
     WorkloadEntry(Box<WorkloadEntry>),
+    NetworkPolicy(Box<NetworkPolicy>),
+    OtherNetworkPolicy(Box<OtherNetworkPolicy>),
 }
 
 /// The kinds.
@@ -44,6 +47,8 @@ pub enum Kind {
     PeerAuthentication,
     ServiceEntry,
     WorkloadEntry,
+    NetworkPolicy,
+    OtherNetworkPolicy,
 }
 
 /// What makes an object the same object.
@@ -120,6 +125,8 @@ impl Object {
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::OtherNetworkPolicy(_) => Kind::OtherNetworkPolicy,
         }
     }
 
@@ -135,13 +142,20 @@ impl Object {
             Self::PeerAuthentication(it) => &it.metadata,
             Self::ServiceEntry(it) => &it.metadata,
             Self::WorkloadEntry(it) => &it.metadata,
+            Self::NetworkPolicy(it) => &it.metadata,
+            Self::OtherNetworkPolicy(it) => &it.metadata,
         }
     }
 
     /// Its key.
     pub fn key(&self) -> ObjectKey {
         let metadata = self.metadata();
-        ObjectKey { kind: self.kind(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
+        let name = match self {
+            // One kind here stands for many there, and each may have an object of this name.
+            Self::OtherNetworkPolicy(it) => format!("{} {}", it.kind, metadata.name),
+            _ => metadata.name.clone(),
+        };
+        ObjectKey { kind: self.kind(), namespace: metadata.namespace.clone(), name }
     }
 
     /// Reads a document. Nothing of it is known yet but that it is YAML.
@@ -172,6 +186,16 @@ impl Object {
             }
             ("security.istio.io" | "networking.istio.io", _, _) => {
                 Self::decode_mesh(document, api_version, kind)
+            }
+            ("networking.k8s.io", "networking.k8s.io/v1", "NetworkPolicy") => {
+                let metadata = metadata(document, true)?;
+                let spec: Option<network_policy::Spec> =
+                    document.get("spec").and_then(|node| from_node(node, Nulls::Absent).ok());
+                let pod_selector = spec.map(|spec| spec.pod_selector);
+                Ok(Self::NetworkPolicy(Box::new(NetworkPolicy { metadata, pod_selector })))
+            }
+            (_, _, restricting) if network_policy::restricts(restricting) => {
+                Ok(Self::OtherNetworkPolicy(Box::new(other_network_policy(document, api_version, kind))))
             }
             ("apps" | "batch", _, maker) if POD_MAKERS.contains(&maker) => {
                 let reason = "this kind makes pods, and only Kubernetes runs it";
@@ -244,6 +268,13 @@ impl fmt::Display for ObjectKey {
         }
         f.write_str(&self.name)
     }
+}
+
+/// Its kind has rules of its own for names, so none is refused.
+fn other_network_policy(document: &tree::Node, api_version: &str, kind: &str) -> OtherNetworkPolicy {
+    let text = |field| document.get("metadata").and_then(|it| it.text(field)).unwrap_or_default().to_owned();
+    let metadata = ObjectMeta { name: text("name"), namespace: text("namespace"), ..ObjectMeta::default() };
+    OtherNetworkPolicy { metadata, kind: format!("{api_version} {kind}") }
 }
 
 /// The API server fills in what is left out: the namespace.

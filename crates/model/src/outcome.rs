@@ -46,6 +46,8 @@ pub enum Reason {
     PolicyUnavailable,
     /// The peer must come through the destination's waypoint.
     WaypointRequired,
+    /// A NetworkPolicy may restrict a connection that was handed over on its node: the next one crosses the network.
+    NetworkPolicy,
     /// No certificate could be had for our side.
     NoCertificate,
     /// The TLS handshake failed.
@@ -89,7 +91,8 @@ impl Reason {
             R::AuthorizationPolicy
             | R::AuthorizationPolicyLate
             | R::PolicyUnavailable
-            | R::WaypointRequired => Blame::Policy,
+            | R::WaypointRequired
+            | R::NetworkPolicy => Blame::Policy,
             R::NoHealthyUpstream
             | R::UnknownPort
             | R::UnknownWaypoint
@@ -125,6 +128,7 @@ impl Reason {
             R::AuthorizationPolicyLate => "authorization_policy_late",
             R::PolicyUnavailable => "policy_unavailable",
             R::WaypointRequired => "waypoint_required",
+            R::NetworkPolicy => "network_policy",
             R::NoCertificate => "no_certificate",
             R::TlsHandshake => "tls_handshake",
             R::PeerIdentity => "peer_identity",
@@ -154,7 +158,7 @@ impl Reason {
             R::TlsHandshake | R::PeerIdentity => "TLS_FAILURE",
             R::Http2Handshake => "H2_HANDSHAKE_FAILURE",
             R::NoCertificate => "IDENTITY_ERROR",
-            R::ConnectTimeout => "NETWORK_POLICY",
+            R::ConnectTimeout | R::NetworkPolicy => "NETWORK_POLICY",
             _ => "CONNECT",
         }
     }

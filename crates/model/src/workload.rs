@@ -60,6 +60,28 @@ pub struct Workload {
     pub network_mode: NetworkMode,
     /// Relative weight in load balancing, at least 1 unless it must get nothing (Z68).
     pub capacity: u32,
+    /// What only our own control plane says of it; nothing from another one.
+    pub pod: Option<Box<PodFacts>>,
+}
+
+/// What our control plane says of a pod beyond the workload API.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct PodFacts {
+    /// `metadata.uid`: another one is another pod, whatever its name and address.
+    pub uid: Str,
+    /// Whether the network itself restricts the pod.
+    pub network_policies: NetworkPolicies,
+}
+
+/// What is known of the NetworkPolicies that select a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum NetworkPolicies {
+    /// The control plane cannot see all that the network enforces, or does not say.
+    Unknown,
+    /// None selects it.
+    None,
+    /// At least one selects it.
+    Selected,
 }
 
 /// How a peer reaches a workload.
@@ -165,6 +187,13 @@ pub enum AppProtocol {
     Grpc,
     Tcp,
     Tls,
+}
+
+impl Workload {
+    /// What is known of the NetworkPolicies that select it.
+    pub fn network_policies(&self) -> NetworkPolicies {
+        self.pod.as_ref().map_or(NetworkPolicies::Unknown, |pod| pod.network_policies)
+    }
 }
 
 impl ServicePorts {

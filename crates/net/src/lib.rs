@@ -9,11 +9,13 @@
 //! | [`socket`] | listeners, transparent dials, original destination, TCP options |
 //! | [`nft`] | nf_tables transactions over netlink |
 //! | [`redirect`] | the rules and routes of an enrolled pod |
+//! | [`NetNs::has_address`] | whether an interface of a namespace has an address |
 //! | [`link`], [`hold`] | a pod's interface on the node's side, and stopping its traffic there |
 //! | [`capture`] | counting packets on an interface, for proofs about the wire |
 //! | [`heap`] | the allocator's sampling, for heap profiles |
 //! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
 
+mod address;
 pub mod capture;
 pub mod heap;
 pub mod hold;

@@ -42,6 +42,7 @@ pub struct NetNs {
     file: File,
     id: NetNsId,
     netfilter: Mutex<Option<NetlinkSocket>>,
+    routing: Mutex<Option<NetlinkSocket>>,
 }
 
 impl NetNs {
@@ -98,7 +99,7 @@ impl NetNs {
         if crate::sys::namespace_kind(file.as_fd())? != libc::CLONE_NEWNET {
             return Err(not_netns());
         }
-        Ok(Self { file, id, netfilter: Mutex::default() })
+        Ok(Self { file, id, netfilter: Mutex::default(), routing: Mutex::default() })
     }
 
     /// Which namespace this is.
@@ -112,18 +113,33 @@ impl NetNs {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, id: self.id, netfilter: Mutex::default() })
+        Ok(Self { file: self.file.try_clone()?, id: self.id, netfilter: Mutex::default(), routing: Mutex::default() })
     }
 
     /// Calls `f` with a netfilter socket of this namespace, which stays open until the value is dropped or `f` fails in a way that may
     /// leave answers behind. Closing one waits until the kernel has disposed of every rule that was removed, by whomever: some
     /// 10 to 30 ms just after a flush, which is when there is no time.
     pub(crate) fn netfilter<T>(&self, f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>) -> io::Result<T> {
-        let mut kept = self.netfilter.lock().unwrap_or_else(PoisonError::into_inner);
+        self.with_kept(&self.netfilter, libc::NETLINK_NETFILTER, f)
+    }
+
+    /// Calls `f` with a routing socket of this namespace, which stays open so that each question costs one system call each way
+    /// and no entering. One descriptor for a namespace that is asked about.
+    pub(crate) fn routing<T>(&self, f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>) -> io::Result<T> {
+        self.with_kept(&self.routing, libc::NETLINK_ROUTE, f)
+    }
+
+    fn with_kept<T>(
+        &self,
+        kept: &Mutex<Option<NetlinkSocket>>,
+        family: libc::c_int,
+        f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: if `f` panics, so that its socket is in an unknown state, it is gone.
         let mut socket = match kept.take() {
             Some(socket) => socket,
-            None => self.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?,
+            None => self.run(|| NetlinkSocket::open(family))?,
         };
         let outcome = f(&mut socket);
         // "No such table" is an answer.

@@ -55,6 +55,27 @@ fn only_network_namespaces_are_taken() {
     assert_eq!(NetNs::open("/nonexistent").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+/// Asked each time, of the interfaces and not of what a socket may be bound to.
+#[test]
+fn a_namespace_has_the_addresses_of_its_interfaces() {
+    let ns = NetNs::create().unwrap();
+    let has = |address: &str| ns.has_address(address.parse().unwrap()).unwrap();
+    ip(&ns, "link set lo up");
+    ip(&ns, "link add way type veth peer name out");
+    ip(&ns, "link set way up");
+    assert!(has("127.0.0.1") && has("::1") && has("::ffff:127.0.0.1"));
+    assert!(!has("100.64.1.9") && !has("fd00::9"));
+    ip(&ns, "address add 100.64.1.9/24 dev way");
+    ip(&ns, "address add fd00::9/64 dev way nodad");
+    assert!(has("100.64.1.9") && has("fd00::9"));
+    assert!(!has("100.64.1.1"), "of its network, but nobody here");
+    ip(&ns, "address del 100.64.1.9/24 dev way");
+    assert!(!has("100.64.1.9"), "gone at once");
+    ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1")).unwrap();
+    assert!(ns.run(|| std::net::TcpListener::bind("100.64.1.9:0")).is_ok(), "could be bound");
+    assert!(!has("100.64.1.9"), "and still is not here");
+}
+
 #[tokio::test]
 async fn dial_errors_tell_what_happened() {
     let world = World::new();

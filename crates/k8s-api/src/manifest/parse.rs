@@ -90,6 +90,10 @@ impl Reader {
             let line = document.line_of("spec.initContainers");
             self.out.notes.push(Note { file: self.file.to_string(), line, text });
         }
+        if matches!(object, Object::NetworkPolicy(_) | Object::OtherNetworkPolicy(_)) {
+            let text = format!("{key}: enforced by a cluster's network alone; here it only keeps pods from being handed over on a node");
+            self.out.notes.push(Note { file: self.file.to_string(), line: document.line, text });
+        }
         self.seen.insert(key);
         let manifest = Manifest { file: Arc::clone(&self.file), line: document.line, object };
         self.out.objects.push(Arc::new(manifest));

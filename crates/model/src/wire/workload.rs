@@ -1,6 +1,8 @@
 //! `istio.workload.Workload` (D03) and [`Workload`].
 
 use culvert_proto::workload as proto;
+use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, extension};
+use prost::Message;
 
 use super::{
     ValueError, encode_gateway, encode_port, gateway, hostname, ip, ip_bytes, namespaced, port, port_number,
@@ -8,7 +10,8 @@ use super::{
 use crate::Str;
 use crate::identity::{Identity, ParseIdentityError};
 use crate::workload::{
-    ApplicationTunnel, Health, Locality, NetworkMode, Ports, Str2, TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, Health, Locality, NetworkMode, NetworkPolicies, PodFacts, Ports, Str2, TunnelProtocol,
+    Workload, WorkloadType,
 };
 
 /// The trust domain of a workload that names none; control planes leave out their default.
@@ -31,7 +34,8 @@ pub enum WorkloadError {
 ///
 /// # Errors
 /// The first field whose value is out of bounds, or an enum value that decides how bytes travel and is not known.
-/// Extensions and fields that are not known are ignored: a newer control plane may say more than matters here.
+/// Extensions and fields that are not known are ignored: a newer control plane may say more than matters here. So is our
+/// own extension if it cannot be read: then nothing is known, and what needs to know does not happen.
 pub fn decode(message: proto::Workload) -> Result<Workload, WorkloadError> {
     if message.uid.is_empty() {
         return Err(ValueError::Missing { field: "uid" }.into());
@@ -84,6 +88,7 @@ pub fn decode(message: proto::Workload) -> Result<Workload, WorkloadError> {
         },
         network_mode: network_mode(message.network_mode)?,
         capacity: message.capacity.unwrap_or(1),
+        pod: pod_facts(&message.extensions),
     })
 }
 
@@ -130,9 +135,34 @@ pub fn encode(workload: &Workload) -> proto::Workload {
             NetworkMode::HostNetwork => proto::NetworkMode::HostNetwork,
         }
         .into(),
-        extensions: Vec::new(),
+        extensions: workload.pod.iter().map(|pod| encode_pod_facts(pod)).collect(),
         capacity: (workload.capacity != 1).then_some(workload.capacity),
     }
+}
+
+/// Only one that stands alone is believed: of two, either may be the one that restricts.
+fn pod_facts(extensions: &[proto::Extension]) -> Option<Box<PodFacts>> {
+    let mut ours = extensions.iter().filter(|it| it.name == POD_EXTENSION);
+    let (only, None) = (ours.next()?, ours.next()) else { return None };
+    let config = only.config.as_ref().filter(|config| config.type_url == POD_TYPE_URL)?;
+    let message = extension::Pod::decode(&*config.value).ok()?;
+    let network_policies = match extension::pod::NetworkPolicies::try_from(message.network_policies) {
+        Ok(extension::pod::NetworkPolicies::None) => NetworkPolicies::None,
+        Ok(extension::pod::NetworkPolicies::Selected) => NetworkPolicies::Selected,
+        Ok(extension::pod::NetworkPolicies::Unknown) | Err(_) => NetworkPolicies::Unknown,
+    };
+    (!message.uid.is_empty()).then(|| Box::new(PodFacts { uid: message.uid.into(), network_policies }))
+}
+
+fn encode_pod_facts(pod: &PodFacts) -> proto::Extension {
+    let network_policies = match pod.network_policies {
+        NetworkPolicies::Unknown => extension::pod::NetworkPolicies::Unknown,
+        NetworkPolicies::None => extension::pod::NetworkPolicies::None,
+        NetworkPolicies::Selected => extension::pod::NetworkPolicies::Selected,
+    };
+    let message = extension::Pod { uid: pod.uid.to_string(), network_policies: network_policies.into() };
+    let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec() };
+    proto::Extension { name: POD_EXTENSION.to_owned(), config: Some(config) }
 }
 
 fn or(text: String, default: &str) -> Str {

@@ -9,7 +9,7 @@ use culvert_model::service::{Affinity, IpFamilies, LoadBalancing, LoadBalancingM
 use culvert_model::wire::unknown::UnknownError;
 use culvert_model::wire::{self, AddressResource, PolicyError, ValueError, WireError, WorkloadError};
 use culvert_model::workload::*;
-use culvert_proto::{security, workload as proto};
+use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, extension, security, workload as proto};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -74,6 +74,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         any::<bool>(),
         tunnel,
         prop::collection::vec(str("[a-z]/[a-z]"), 0..3),
+        prop::option::of(any_pod_facts()),
     );
     (texts, prop::collection::hash_set(any_ip(), 0..3), enums, gateways, services, rest).prop_map(
         |(
@@ -82,7 +83,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
             enums,
             gateways,
             services,
-            (identity, capacity, native_tunnel, application_tunnel, policies),
+            (identity, capacity, native_tunnel, application_tunnel, policies, pod),
         )| Workload {
             uid: format!("c//Pod/n/{}", t[0]).into(),
             name: t[1].clone(),
@@ -108,8 +109,15 @@ fn any_workload() -> impl Strategy<Value = Workload> {
             locality: Locality { region: Str2(t[9].clone()), ..Locality::default() },
             network_mode: enums.3,
             capacity,
+            pod: pod.map(Box::new),
         },
     )
+}
+
+fn any_pod_facts() -> impl Strategy<Value = PodFacts> {
+    use NetworkPolicies as N;
+    let policies = prop::sample::select(&[N::Unknown, N::None, N::Selected][..]);
+    (str("[a-z]{1,6}"), policies).prop_map(|(uid, network_policies)| PodFacts { uid, network_policies })
 }
 
 fn any_service() -> impl Strategy<Value = Service> {
@@ -279,6 +287,49 @@ fn defaults_of_workloads() {
     });
     let waypoint = wire::workload::decode(message).unwrap().waypoint.unwrap();
     assert_eq!((waypoint, 15008), (crate::world::by_name("a/wp.example.com"), wire::HBONE_PORT));
+}
+
+/// What our control plane says of a pod is believed only if it can be read whole and stands alone; all else is nothing known,
+/// and never a reason to lose the workload.
+#[test]
+fn facts_of_pods() {
+    let extended = |uid: &str, number: i32| {
+        let value = extension::Pod { uid: uid.into(), network_policies: number }.encode_to_vec();
+        let config = Some(Any { type_url: POD_TYPE_URL.into(), value });
+        proto::Extension { name: POD_EXTENSION.into(), config }
+    };
+    let decoded = |extensions: Vec<proto::Extension>| {
+        let workload = wire::workload::decode(proto::Workload { extensions, ..workload_message() }).unwrap();
+        (workload.pod.as_ref().map(|pod| pod.uid.to_string()), workload.network_policies())
+    };
+    let nothing = (None, NetworkPolicies::Unknown);
+    let foreign = proto::Extension { name: "example.com/other".into(), ..extended("u", 1) };
+    for (number, policies) in [
+        (0, NetworkPolicies::Unknown),
+        (1, NetworkPolicies::None),
+        (2, NetworkPolicies::Selected),
+        (3, NetworkPolicies::Unknown),
+    ] {
+        assert_eq!(decoded(vec![foreign.clone(), extended("u", number)]), (Some("u".into()), policies));
+    }
+    let other_type = |of: &mut Any| of.type_url = "type.googleapis.com/other".into();
+    let garbage = |of: &mut Any| of.value = vec![0xff];
+    let broken = |change: fn(&mut Any)| {
+        let mut extension = extended("u", 1);
+        change(extension.config.as_mut().unwrap());
+        extension
+    };
+    for extensions in [
+        vec![],
+        vec![foreign],
+        vec![extended("", 1)],
+        vec![extended("u", 1), extended("u", 2)],
+        vec![proto::Extension { config: None, ..extended("u", 1) }],
+        vec![broken(other_type)],
+        vec![broken(garbage)],
+    ] {
+        assert_eq!(decoded(extensions), nothing);
+    }
 }
 
 /// Prefix lengths are those of their family, and a removal by name has to find what came under that name.

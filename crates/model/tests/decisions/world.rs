@@ -39,6 +39,7 @@ pub fn workload(namespace: &str, name: &str, addresses: &[&str]) -> Workload {
         locality: Locality::default(),
         network_mode: NetworkMode::Standard,
         capacity: 1,
+        pod: None,
     }
 }
 
