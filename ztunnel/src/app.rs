@@ -60,6 +60,7 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
         readiness: readiness.clone(),
         drain: watcher,
         next_worker: AtomicUsize::new(0),
+        local: pods::LocalPods::default(),
         workers: workers.iter().cloned().collect(),
         config,
     });

@@ -36,6 +36,17 @@ pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// TLS and HTTP/2 handshakes, together.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether connections between two pods of the node are handed over inside this process instead of through a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SameNode {
+    /// Where the control plane says that no NetworkPolicy selects either pod.
+    Auto,
+    /// Never.
+    Tunnel,
+    /// Also where the control plane does not say: somebody vouches that the network restricts no pod.
+    Handover,
+}
+
 /// Tunnels the traffic of the node's enrolled pods.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProxyConfig {
@@ -130,6 +141,10 @@ pub struct ProxyConfig {
     /// Unused tunnels are closed after this long.
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value = "5m", value_parser = duration)]
     pub pool_idle: Duration,
+    /// Between two pods of this node: `auto` hands connections over in this process, without encryption, where the control plane
+    /// says that no NetworkPolicy selects either pod; `tunnel` never does; `handover` also does where it does not say.
+    #[arg(long, env = "SAME_NODE", value_enum, default_value_t = SameNode::Auto)]
+    pub same_node: SameNode,
     /// Where each setting came from, for the admin page.
     #[arg(skip)]
     pub effective: Effective,

@@ -150,7 +150,7 @@ impl Follower {
         let snapshot = Arc::new(self.staging.writer.snapshot().clone());
         self.shared.state.commit(snapshot.clone());
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {
-            let ended = rejudge(&snapshot, &self.shared.observer.connections);
+            let ended = rejudge(&snapshot, &self.shared.observer.connections, self.shared.config.same_node);
             if ended > 0 {
                 tracing::info!(ended, "connections that policy no longer allows were ended");
             }

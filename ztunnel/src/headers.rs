@@ -22,10 +22,15 @@ pub fn request(flow: &mut Flow) -> HeaderMap {
     if let Some(value) = forwarded.encode() {
         headers.insert(FORWARDED, value);
     }
-    let trace = Traceparent::child_of(None, &mut fastrand::Rng::new());
-    headers.insert(TRACEPARENT, trace.encode());
-    flow.trace = Some(format!("{:032x}", trace.trace_id));
+    headers.insert(TRACEPARENT, begin_trace(flow));
     headers
+}
+
+/// Begins a trace, notes its id in the flow, and gives the header that says so.
+pub fn begin_trace(flow: &mut Flow) -> HeaderValue {
+    let trace = Traceparent::child_of(None, &mut fastrand::Rng::new());
+    flow.trace = Some(format!("{:032x}", trace.trace_id));
+    trace.encode()
 }
 
 /// The headers of the CONNECT inside a gateway's tunnel: the same, and the network that the client is on (Z19).

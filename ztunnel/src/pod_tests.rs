@@ -12,6 +12,7 @@ use culvert_hbone::client::{Client, ClientHandle, TunnelRequest};
 use culvert_hbone::config::ClientConfig;
 use culvert_hbone::error::ConnectError;
 use culvert_hbone::io::TunnelIo;
+use culvert_identity::ca_client::CaClient;
 use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::tls::{client_config, unnamed};
 use culvert_model::balance::Observed;
@@ -41,7 +42,7 @@ use crate::state::State;
 use crate::world::{by_name, identity, serve, service, snapshot, workload};
 
 /// Long enough for a loaded machine; nothing waits for it to pass.
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 const LOCAL: &str = "127.0.0.1";
 
 #[derive(Parser)]
@@ -60,7 +61,7 @@ struct World {
 }
 
 /// A namespace with its loopback interface up, and a way out that leads nowhere.
-fn namespace() -> Arc<NetNs> {
+pub(crate) fn namespace() -> Arc<NetNs> {
     let netns = NetNs::create().expect("these tests run as root");
     ip(&netns, "link set lo up");
     ip(&netns, "link add way type veth peer name out");
@@ -73,17 +74,27 @@ fn namespace() -> Arc<NetNs> {
 
 /// What pods share, and the process's drain.
 fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, DrainTrigger) {
+    shared_by(authority.clone(), dns, &[])
+}
+
+/// The same, by any authority and with more arguments.
+pub(crate) fn shared_by(
+    authority: Arc<dyn CaClient>,
+    dns: Option<SocketAddr>,
+    more: &[String],
+) -> (Arc<Shared>, DrainTrigger) {
     let mut arguments = vec!["ztunnel".to_owned()];
     for (name, value) in [("node", "n"), ("xds-address", "-"), ("xds-root-cert", "-"), ("token-file", "-")] {
         arguments.push(format!("--{name}={value}"));
     }
     arguments.extend(dns.map(|server| format!("--dns-upstream={server}")));
+    arguments.extend_from_slice(more);
     let (trigger, watcher) = drain::channel();
     let shared = Arc::new(Shared {
         config: Settings::parse_from(arguments).proxy,
         state: Arc::new(State::default()),
         certificates: Arc::new(CertificateManager::new(
-            authority.clone(),
+            authority,
             ManagerConfig::default(),
             Arc::new(SystemClock),
         )),
@@ -97,12 +108,13 @@ fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, 
         readiness: Readiness::new(),
         drain: watcher,
         next_worker: AtomicUsize::new(0),
+        local: Default::default(),
     });
     (shared, trigger)
 }
 
 /// Another namespace, 100.64.1.1, at the other end of the pod's way out.
-fn neighbour(pod: &NetNs) -> NetNs {
+pub(crate) fn neighbour(pod: &NetNs) -> NetNs {
     let netns = NetNs::create().unwrap();
     let (process, descriptor) = (std::process::id(), netns.as_fd().as_raw_fd());
     ip(pod, &format!("link set out netns /proc/{process}/fd/{descriptor}"));
@@ -112,7 +124,7 @@ fn neighbour(pod: &NetNs) -> NetNs {
     netns
 }
 
-fn ip(netns: &NetNs, command: &str) {
+pub(crate) fn ip(netns: &NetNs, command: &str) {
     let ran = netns.run(|| Command::new("ip").args(command.split(' ')).status());
     assert!(ran.unwrap().success(), "ip {command}");
 }
@@ -192,7 +204,7 @@ async fn open(handle: &ClientHandle, authority: &str) -> Result<TunnelIo, Connec
     handle.connect(request).await.map(|(stream, _)| TunnelIo::new(stream))
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, what).await.expect("it happens soon")
 }
 
@@ -463,7 +475,7 @@ fn one(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer.to_vec().unwrap())
 }
 
-fn info(name: &str) -> PodInfo {
+pub(crate) fn info(name: &str) -> PodInfo {
     PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() }
 }
 

@@ -23,7 +23,7 @@ use crate::observe::flow::{End, Failure};
 use crate::observe::{Direction, Flow, Phase};
 use crate::pods::{Pod, adopt};
 
-/// What all streams of a connection share.
+/// Who is at the other end. What all streams of a connection share.
 #[derive(Debug)]
 pub struct Peer {
     /// Its address, as the pod sees it.

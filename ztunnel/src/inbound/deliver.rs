@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::accept::Peer;
+use super::rejudge::judge_again;
 use super::target::target;
 use super::{authorize, proxy_protocol};
 use crate::config::{CONNECT_TIMEOUT, PROXY_MARK};
@@ -30,14 +31,9 @@ use crate::pods::{KEEPALIVE, Pod};
 pub async fn serve(pod: Arc<Pod>, peer: Arc<Peer>, mut incoming: Incoming) {
     // Held while it is being opened too: a drain waits for what it has accepted.
     let _watcher = pod.watcher();
-    let mut flow = Flow::new(Direction::Inbound, peer.address, SocketAddr::new(peer.local.ip(), 0));
-    flow.mark(Phase::Accept);
-    flow.tunnel = Some(peer.local);
-    flow.security = Security::MutualTls;
-    flow.source.identity = Some(peer.facts.identity.clone());
-    flow.destination.identity = Some(pod.identity.clone());
-    flow.trace = headers::trace_id(&incoming.headers);
-    let mut tracked = pod.shared.observer.begin(flow);
+    let mut tracked = begin(&pod, &peer, Security::MutualTls);
+    tracked.flow.tunnel = Some(peer.local);
+    tracked.flow.trace = headers::trace_id(&incoming.headers);
     let asked = asked(&incoming);
     // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
     let opening = Box::pin(open(&pod, &peer, asked, &mut tracked));
@@ -64,7 +60,18 @@ pub async fn serve(pod: Arc<Pod>, peer: Arc<Peer>, mut incoming: Incoming) {
     }
 }
 
-type Refused = (StatusCode, Failure);
+/// Begins the record of a connection of `peer` to the pod.
+pub fn begin(pod: &Pod, peer: &Peer, security: Security) -> Tracked {
+    let mut flow = Flow::new(Direction::Inbound, peer.address, SocketAddr::new(peer.local.ip(), 0));
+    flow.mark(Phase::Accept);
+    flow.security = security;
+    flow.source.identity = Some(peer.facts.identity.clone());
+    flow.destination.identity = Some(pod.identity.clone());
+    pod.shared.observer.begin(flow)
+}
+
+/// What to answer, and why.
+pub type Refused = (StatusCode, Failure);
 
 /// The authority of what is a CONNECT request.
 fn asked(incoming: &Incoming) -> Result<String, Failure> {
@@ -87,7 +94,12 @@ async fn unless_abandoned<T, E: std::fmt::Display>(
     }
 }
 
-async fn open(
+/// Checks what is asked for, judges it, and connects to the pod from the client's address. The only way into a pod for whoever
+/// proved an identity, in a tunnel or on the same node.
+///
+/// # Errors
+/// What to answer instead of 200 (Z20), and why.
+pub async fn open(
     pod: &Arc<Pod>,
     peer: &Peer,
     asked: Result<String, Failure>,
@@ -190,6 +202,7 @@ async fn forward(
 ) {
     tracked.flow.mark(Phase::Open);
     let live = tracked.opened();
+    judge_again(&pod.shared, &live);
     let counting = Counting::new(live.clone(), Side::Destination);
     let outcome = copy_bidirectional(upstream, tunnel, None, &counting, killed(&live, pod.watcher())).await;
     counting.phases(&mut tracked.flow);

@@ -9,6 +9,7 @@ use culvert_model::outcome::Reason;
 use culvert_net::socket::{arm_reset, canonical, original_destination};
 use tokio::net::TcpStream;
 
+use super::rejudge::judge_again;
 use super::{authorize, deliver};
 use crate::config::OWN_PORTS;
 use crate::io::{Counting, Side, killed};
@@ -31,6 +32,7 @@ pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, f
         Ok(upstream) => {
             tracked.flow.mark(Phase::Open);
             let live = tracked.opened();
+            judge_again(&pod.shared, &live);
             let counting = Counting::new(live.clone(), Side::Source);
             let outcome = copy_tcp(client, upstream, None, &counting, killed(&live, pod.watcher())).await;
             counting.phases(&mut tracked.flow);

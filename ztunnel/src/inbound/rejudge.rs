@@ -4,34 +4,54 @@ use culvert_model::authorize::{ConnectionFacts, authorize};
 use culvert_model::outcome::Reason;
 use culvert_model::snapshot::Snapshot;
 
-use crate::observe::Connections;
+use crate::config::SameNode;
 use crate::observe::flow::{Direction, Failure};
+use crate::observe::{Connections, Live};
+use crate::outbound::unrestricted;
+use crate::pods::Shared;
 
 /// Ends the connections that `snapshot` no longer allows; returns how many.
-pub fn rejudge(snapshot: &Snapshot, connections: &Connections) -> usize {
+pub fn rejudge(snapshot: &Snapshot, connections: &Connections, same_node: SameNode) -> usize {
     let mut ended = 0;
     for live in connections.all() {
-        if live.facts.direction != Direction::Inbound {
-            continue;
-        }
-        // A pod that the control plane no longer names is stopped by the agent, not by policy.
-        let Some(workload) = snapshot.workload_by_uid(&live.facts.pod) else { continue };
-        let facts = ConnectionFacts {
-            identity: live.facts.identity.as_ref(),
-            source: live.facts.source,
-            destination: live.facts.destination,
-        };
-        if let Err(denial) = authorize(snapshot, workload, &facts) {
-            let policy = denial.policy.as_ref().map(|p| format!(" ({p})")).unwrap_or_default();
-            let reason = match denial.reason {
-                Reason::AuthorizationPolicy => Reason::AuthorizationPolicyLate,
-                other => other,
-            };
-            live.kill(Failure::new(reason, format!("{}{policy}", denial.detail)));
+        if let Some(failure) = refused(snapshot, &live, same_node) {
+            live.kill(failure);
             ended += 1;
         }
     }
     ended
+}
+
+/// Judges a connection once more, now that it is listed: what changed while the pod was being dialled did not see it.
+pub fn judge_again(shared: &Shared, live: &Live) {
+    if let Some(failure) = refused(&shared.state.load(), live, shared.config.same_node) {
+        live.kill(failure);
+    }
+}
+
+fn refused(snapshot: &Snapshot, live: &Live, same_node: SameNode) -> Option<Failure> {
+    if live.facts.direction != Direction::Inbound {
+        return None;
+    }
+    // A pod that the control plane no longer names is stopped by the agent, not by policy.
+    let workload = snapshot.workload_by_uid(&live.facts.pod)?;
+    let facts = ConnectionFacts {
+        identity: live.facts.identity.as_ref(),
+        source: live.facts.source,
+        destination: live.facts.destination,
+    };
+    if let Err(denial) = authorize(snapshot, workload, &facts) {
+        let policy = denial.policy.as_ref().map(|p| format!(" ({p})")).unwrap_or_default();
+        let reason = match denial.reason {
+            Reason::AuthorizationPolicy => Reason::AuthorizationPolicyLate,
+            other => other,
+        };
+        return Some(Failure::new(reason, format!("{}{policy}", denial.detail)));
+    }
+    // Handed over past the interfaces at which the network enforces its own policies: it may go on only while there are none.
+    let source = snapshot.workload_by_uid(live.facts.handed_in_by.as_deref()?)?;
+    let why = unrestricted(same_node, source, workload).err()?;
+    Some(Failure::new(Reason::NetworkPolicy, format!("handed over on this node, and now {why}")))
 }
 
 #[cfg(test)]
@@ -92,8 +112,8 @@ mod tests {
         let (_a, refused) = open(&observer, Direction::Inbound, "bank");
         let (_b, allowed) = open(&observer, Direction::Inbound, "shop");
         let (_c, outbound) = open(&observer, Direction::Outbound, "bank");
-        assert_eq!(rejudge(&snapshot(Some(cart()), vec![]), &observer.connections), 0);
-        assert_eq!(rejudge(&snapshot(Some(cart()), vec![deny("bank")]), &observer.connections), 1);
+        assert_eq!(rejudge(&snapshot(Some(cart()), vec![]), &observer.connections, SameNode::Auto), 0);
+        assert_eq!(rejudge(&snapshot(Some(cart()), vec![deny("bank")]), &observer.connections, SameNode::Auto), 1);
         let why = refused.killed_for().expect("ended");
         assert_eq!(why.reason, Reason::AuthorizationPolicyLate);
         assert!(why.detail.contains("shop/no"), "{why}");
@@ -118,7 +138,7 @@ mod tests {
         ] {
             let observer = observer();
             let (_held, live) = open(&observer, Direction::Inbound, "shop");
-            assert_eq!(rejudge(&snapshot(Some(workload), policies), &observer.connections), 1);
+            assert_eq!(rejudge(&snapshot(Some(workload), policies), &observer.connections, SameNode::Auto), 1);
             assert_eq!(live.killed_for().map(|f| f.reason), Some(reason));
         }
     }
@@ -128,7 +148,7 @@ mod tests {
     fn a_pod_that_is_no_longer_known_is_left_alone() {
         let observer = observer();
         let (_held, live) = open(&observer, Direction::Inbound, "bank");
-        assert_eq!(rejudge(&snapshot(None, vec![deny("bank")]), &observer.connections), 0);
+        assert_eq!(rejudge(&snapshot(None, vec![deny("bank")]), &observer.connections, SameNode::Auto), 0);
         assert!(live.killed_for().is_none());
     }
 }

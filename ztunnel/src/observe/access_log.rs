@@ -47,6 +47,7 @@ pub fn write(flow: &Flow) {
 fn security(security: Security) -> &'static str {
     match security {
         Security::MutualTls => "mutual_tls",
+        Security::SameNode => "same_node",
         Security::Plaintext => "none",
     }
 }

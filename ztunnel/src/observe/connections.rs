@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::flow::{Direction, Failure, Flow};
+use super::flow::{Direction, Failure, Flow, Security};
 use super::metrics::Labels;
 
 /// Every open connection of the process.
@@ -54,6 +54,8 @@ pub struct LiveFacts {
     pub destination: SocketAddr,
     /// The other end of the tunnel.
     pub tunnel: Option<SocketAddr>,
+    /// The workload (uid) on this node that handed it in, if one did.
+    pub handed_in_by: Option<Str>,
 }
 
 /// A connection as the admin page lists it.
@@ -87,6 +89,7 @@ impl Connections {
                 identity: flow.source.identity.clone(),
                 destination: flow.destination.address,
                 tunnel: flow.tunnel,
+                handed_in_by: handed_in_by(flow),
             },
             labels: Labels::of(flow),
             opened_at: SystemTime::now(),
@@ -178,4 +181,9 @@ impl Live {
             open_for_ms: self.opened_at.elapsed().unwrap_or_default().as_millis(),
         }
     }
+}
+
+fn handed_in_by(flow: &Flow) -> Option<Str> {
+    let inbound = flow.direction == Direction::Inbound && flow.security == Security::SameNode;
+    flow.source.workload.as_ref().filter(|_| inbound).map(|workload| workload.uid.clone())
 }

@@ -68,11 +68,13 @@ pub enum Direction {
     Inbound,
 }
 
-/// How the hop between proxies is protected.
+/// How the hop between the two pods' proxies is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Security {
     /// mTLS, both identities proven.
     MutualTls,
+    /// It is none: one proxy serves both pods, attested both identities, and no byte left it between them.
+    SameNode,
     /// Plain TCP.
     Plaintext,
 }

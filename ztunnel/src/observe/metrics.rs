@@ -221,6 +221,8 @@ impl Labels {
         let flags = flow.failure().map_or("-", |f| f.reason.response_flag());
         let security = match flow.security {
             Security::MutualTls => "mutual_tls",
+            // Nothing was encrypted, and dashboards that ask for mutual TLS should not be told so.
+            Security::SameNode => "same_node",
             Security::Plaintext => "unknown",
         };
         let mut labels = Self::anonymous(reporter, flags, security);

@@ -15,12 +15,14 @@ use culvert_model::outcome::Reason;
 use culvert_model::resolve::{Resolved, TunnelKind, TunnelRoute};
 use culvert_net::socket::{DialError, DialOptions, connect};
 use culvert_runtime::tasks::Tasks;
+use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::handover::{self, Handover};
 use super::gateway;
 use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_MARK};
 use crate::headers;
@@ -50,6 +52,8 @@ pub enum Hop {
     Tunnel(TunnelStream),
     /// Plain TCP.
     Plain(TcpStream),
+    /// To another pod of this node, in this process.
+    Handover(Box<Handover>),
 }
 
 /// Why a hop could not be opened.
@@ -112,6 +116,13 @@ async fn tunnel(
         ))
     })?;
     flow.mark(Phase::Certificate);
+    match handover::destination(pod, route, flow) {
+        Ok(there) => {
+            let handed = handover::open(pod, there, route, &certificate, flow).await?;
+            return Ok(Hop::Handover(Box::new(handed)));
+        }
+        Err(why) => tracing::debug!(pod = %pod.workload_uid, %why, "through a tunnel"),
+    }
     flow.security = Security::MutualTls;
     flow.destination.identity = route.expected.first().cloned();
     let key = TunnelKey {
@@ -221,6 +232,11 @@ impl HopError {
             let failure = Failure::new(Reason::TunnelLost, format!("{peer}: {error}"));
             return Self { failure, another_may_do: error.is_unprocessed() };
         };
+        Self::answered(*status, peer)
+    }
+
+    /// What the destination's side said instead of 200 (Z20).
+    pub(super) fn answered(status: StatusCode, peer: &dyn std::fmt::Display) -> Self {
         let (reason, what) = match status.as_u16() {
             400 => (Reason::TunnelRefused, "does not serve this destination"),
             401 | 403 => (Reason::AuthorizationPolicy, "its policy refused us"),

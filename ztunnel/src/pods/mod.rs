@@ -1,11 +1,13 @@
 //! The pods of this node: told by the agent over ZDS, each served by listeners inside its own namespace.
 
 mod listen;
+mod local;
 mod pod;
 mod registry;
 mod zds;
 
 pub use listen::adopt;
-pub use pod::{KEEPALIVE, Pod, PodInfo, Shared};
+pub use local::{LocalPods, Served};
+pub use pod::{Guest, KEEPALIVE, Pod, PodInfo, Shared};
 pub use registry::Pods;
 pub use zds::{ZdsError, run as run_zds};

@@ -17,6 +17,7 @@ use culvert_runtime::readiness::Readiness;
 use culvert_runtime::tasks::Tasks;
 use tokio::runtime::Handle;
 
+use super::LocalPods;
 use super::listen::accept;
 use crate::config::{
     DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_MARK, ProxyConfig, SOURCE_TIMEOUT,
@@ -57,6 +58,8 @@ pub struct Shared {
     pub drain: DrainWatcher,
     /// Round robin over the workers.
     pub next_worker: AtomicUsize,
+    /// The pods that are served, by workload.
+    pub local: LocalPods,
 }
 
 /// Who a pod is, as the agent says.
@@ -91,6 +94,18 @@ pub struct Pod {
     pub tasks: Tasks,
     /// Its own drain, which the process's drain implies. What has to end before the pod counts as drained holds a watcher.
     drain: DrainTrigger,
+    /// Connections that were handed in by other pods, whose tasks are theirs.
+    guests: Arc<AtomicUsize>,
+}
+
+/// The place of a connection that another pod of the node handed in; given back when dropped.
+#[derive(Debug)]
+pub struct Guest(Arc<AtomicUsize>);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The listeners of one pod.
@@ -134,6 +149,7 @@ impl Pod {
             shared,
             pools,
             drain: trigger,
+            guests: Arc::default(),
         });
         pod.serve(sockets, &watcher);
         pod.prefetch();
@@ -162,7 +178,16 @@ impl Pod {
 
     /// Nothing more can be served until something ends.
     pub fn is_full(&self) -> bool {
-        self.tasks.len() >= MAX_CONNECTIONS
+        self.tasks.len() + self.guests.load(Ordering::Relaxed) >= MAX_CONNECTIONS
+    }
+
+    /// Room for one connection that another pod of the node hands in.
+    pub fn admit_guest(&self) -> Option<Guest> {
+        if self.is_full() {
+            return None;
+        }
+        self.guests.fetch_add(1, Ordering::Relaxed);
+        Some(Guest(self.guests.clone()))
     }
 
     /// For a connection or a stream to hold while it goes on.

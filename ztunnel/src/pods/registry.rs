@@ -186,6 +186,7 @@ impl Pods {
             Ok(pod) => {
                 tracing::info!(%uid, namespace = %info.namespace, name = %info.name, "pod is served");
                 self.shared.observer.metrics.pods_started.inc();
+                self.shared.local.insert(uid.clone(), &pod);
                 let mut table = self.table.lock();
                 table.pending.remove(&uid);
                 table.running.insert(uid, pod);
@@ -211,6 +212,7 @@ impl Pods {
     fn stopped(&self, pod: &Pod) {
         tracing::info!(namespace = %pod.info.namespace, name = %pod.info.name, "pod is no longer served");
         self.shared.observer.metrics.pods_stopped.inc();
+        self.shared.local.remove(pod);
         let identity_in_use = self.table.lock().running.values().any(|other| other.identity == pod.identity);
         if !identity_in_use {
             self.shared.certificates.forget(&pod.identity);
