@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// A program of ambient's own node tunnel, measured beside ours in the same run: same controller, same agent, same pods.
     #[arg(long, value_name = "PATH")]
     peer_ztunnel: Option<PathBuf>,
+    /// Client and server on one node instead of two: handed over within the proxy, and beside it through a tunnel.
+    #[arg(long, conflicts_with = "peer_ztunnel")]
+    same_node: bool,
     /// `table` or `json`.
     #[arg(short, long, default_value = "table")]
     output: String,

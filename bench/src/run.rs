@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::RunArgs;
 use crate::client::Outcome;
-use crate::world::{Route, World};
+use crate::world::{Route, Setup, World};
 
 /// The measurements: a name, what to run, connections.
 const MEASUREMENTS: [(&str, &str, usize); 5] = [
@@ -57,17 +57,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => beside("culvert")?,
     };
-    let ours = World::start(culvert.clone(), None)?;
-    let peer = match &args.peer_ztunnel {
-        Some(peer) => Some(World::start(culvert, Some(peer))?),
-        None => None,
+    let setup = Setup { same_node: args.same_node, ..Setup::default() };
+    let ours = World::start(culvert.clone(), "ours", setup.clone())?;
+    let peer = match (&args.peer_ztunnel, args.same_node) {
+        (Some(peer), _) => {
+            Some(("peer", World::start(culvert, "peer", Setup { peer: Some(peer.clone()), ..setup })?))
+        }
+        (None, true) => {
+            let proxy_args = vec!["--same-node=tunnel"];
+            Some(("tunnel", World::start(culvert, "tunnel", Setup { proxy_args, ..setup })?))
+        }
+        (None, false) => None,
     };
     let mut columns = vec![
         Column { name: "direct", world: &ours, route: Route::Direct },
         Column { name: "culvert", world: &ours, route: Route::Mesh },
     ];
-    if let Some(peer) = &peer {
-        columns.push(Column { name: "peer", world: peer, route: Route::Mesh });
+    if let Some((name, world)) = &peer {
+        columns.push(Column { name, world, route: Route::Mesh });
     }
     // Before any load: what an idle proxy holds.
     let memory_idle: Vec<_> =
@@ -141,7 +148,10 @@ fn print(args: &RunArgs, columns: &[Column<'_>], rows: &[Row], memory: &[Memory]
     print!("{:<48} {:>5}", format!("median of {} rounds", args.rounds), "");
     columns.iter().for_each(|column| print!(" {:>10}", column.name));
     print!(" {:>14}", "culvert/direct");
-    println!("{}", if columns.len() > 2 { "   culvert/peer" } else { "" });
+    println!(
+        "{}",
+        columns.get(2).map_or(String::new(), |other| format!(" {:>14}", format!("culvert/{}", other.name)))
+    );
     for row in rows {
         print!("{:<48} {:>5}", row.what, row.unit);
         let values: Vec<f64> = row.values.iter().map(|(_, value)| *value).collect();

@@ -15,6 +15,18 @@ pub struct World {
     culvert: PathBuf,
     bench: PathBuf,
     dir: PathBuf,
+    setup: Setup,
+}
+
+/// What differs from world to world.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Another proxy instead of ours.
+    pub peer: Option<PathBuf>,
+    /// The server is on the client's node.
+    pub same_node: bool,
+    /// More arguments of our proxy.
+    pub proxy_args: Vec<&'static str>,
 }
 
 /// Which pair of pods.
@@ -36,23 +48,23 @@ impl Route {
 }
 
 impl World {
-    /// Writes the manifests and starts everything; with `peer`, its proxy instead of ours.
-    pub fn start(culvert: PathBuf, peer: Option<&Path>) -> anyhow::Result<Self> {
+    /// Writes the manifests and starts everything. `name` tells it from the others of this run.
+    pub fn start(culvert: PathBuf, name: &str, setup: Setup) -> anyhow::Result<Self> {
         let bench = std::env::current_exe()?;
-        let dir = std::env::temp_dir().join(format!(
-            "bench-{}{}",
-            std::process::id(),
-            if peer.is_some() { "-peer" } else { "" }
-        ));
+        let dir = std::env::temp_dir().join(format!("bench-{}-{name}", std::process::id()));
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
         for path in [Route::Direct, Route::Mesh] {
-            std::fs::write(manifests.join(format!("{}.yaml", path.namespace())), manifest(path, &bench))?;
+            std::fs::write(
+                manifests.join(format!("{}.yaml", path.namespace())),
+                manifest(path, &bench, setup.same_node),
+            )?;
         }
-        let world = Self { culvert, bench, dir };
+        let world = Self { culvert, bench, dir, setup };
         let mut up = world.command();
         up.args(["up", "--detach", "-f"]).arg(&manifests).stdout(Stdio::null());
-        if let Some(peer) = peer {
+        up.args(world.setup.proxy_args.iter().map(|argument| format!("--proxy-arg={argument}")));
+        if let Some(peer) = &world.setup.peer {
             let ours = world.culvert.parent().context("culvert has no directory")?;
             up.arg("--bin-dir").arg(culvert_e2e::ambient::programs(&world.dir, ours, peer, &[])?);
         }
@@ -157,10 +169,11 @@ impl Drop for World {
     }
 }
 
-fn manifest(path: Route, bench: &Path) -> String {
+fn manifest(path: Route, bench: &Path, same_node: bool) -> String {
     let namespace = path.namespace();
     let label = if path == Route::Mesh { "\n  labels: {istio.io/dataplane-mode: ambient}" } else { "" };
     let bench = bench.display();
+    let node = if same_node { "node-a" } else { "node-b" };
     format!(
         "apiVersion: v1
 kind: Namespace
@@ -171,7 +184,7 @@ apiVersion: v1
 kind: Pod
 metadata: {{name: server, namespace: {namespace}}}
 spec:
-  nodeName: node-b
+  nodeName: {node}
   containers:
     - {{name: main, image: bench, command: ['{bench}', serve], readinessProbe: {{tcpSocket: {{port: 9000}}}}}}
 ---

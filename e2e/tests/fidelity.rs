@@ -238,7 +238,7 @@ fn by_service(world: &World, family: Family, checks: &mut Checks) {
     });
 }
 
-/// Between two pods of one node nothing leaves the machine, and still nothing may differ.
+/// Between two pods of one node there is no tunnel, and still nothing may differ.
 fn on_one_node(world: &World, checks: &mut Checks) {
     let verbs = ["half-close-client", "half-close-server", "reset-by-client", "reset-by-server"];
     for verb in
@@ -257,6 +257,30 @@ fn on_one_node(world: &World, checks: &mut Checks) {
     checks.check("on one node: a port that refuses", || {
         let target = SocketAddr::new(world.address(NEAR.server, Family::V4)?, NOBODY_PORT);
         refused(&Talk::new("first-byte").untold().had_with(world, NEAR, target, "near")?)
+    });
+    let family = Family::V4;
+    checks.check("on one node: a writer blocks, another conversation does not", || {
+        let seen = Talk::new("slow-reader").number(SLOW_BYTES).had(world, NEAR, family)?;
+        let holds = || {
+            is(&seen, "/client/blocked", true)?;
+            is(&seen, "/client/lively", true)?;
+            let buffered = seen["client"]["blocked_at"].as_u64().context("blocked_at")?;
+            ensure!(buffered <= MOST_BUFFERED, "{buffered} bytes were taken from the writer");
+            arrived(&seen, "client", "server")
+        };
+        holds().with_context(|| seen.to_string())
+    });
+    // asserts Z28
+    checks.check("on one node: all of it was handed over", || {
+        let mut handed = 0;
+        for line in world.access_log("node-a")? {
+            if line["dst.workload"] == "near" {
+                is(&line, "/security", "same_node")?;
+                handed += usize::from(line["direction"] == "inbound");
+            }
+        }
+        ensure!(handed >= 9, "only {handed} connections");
+        Ok(())
     });
 }
 

@@ -459,7 +459,8 @@ fn whom_network_policies_select() {
             "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {{podSelector: {selector}}}\n"
         )
     };
-    let other = "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: bank}\n";
+    let other =
+        "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: bank}\n";
     let run = |more: &str, settings: &MeshSettings| {
         let world = world(&format!("{PODS}{more}"))
             .running("shop", "web", "a", &["100.64.1.2"])

@@ -26,8 +26,7 @@ impl NetNs {
         let address = address.to_canonical();
         let mut header = [0; HEADER];
         header[0] = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
-        let answers =
-            self.routing(|socket| socket.dump(Message::new(libc::RTM_GETADDR, 0, &header)))?;
+        let answers = self.routing(|socket| socket.dump(Message::new(libc::RTM_GETADDR, 0, &header)))?;
         Ok(answers.iter().any(|(_, answer)| usable(answer) == Some(address)))
     }
 }

@@ -113,7 +113,12 @@ impl NetNs {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, id: self.id, netfilter: Mutex::default(), routing: Mutex::default() })
+        Ok(Self {
+            file: self.file.try_clone()?,
+            id: self.id,
+            netfilter: Mutex::default(),
+            routing: Mutex::default(),
+        })
     }
 
     /// Calls `f` with a netfilter socket of this namespace, which stays open until the value is dropped or `f` fails in a way that may

@@ -113,7 +113,10 @@ mod tests {
         let (_b, allowed) = open(&observer, Direction::Inbound, "shop");
         let (_c, outbound) = open(&observer, Direction::Outbound, "bank");
         assert_eq!(rejudge(&snapshot(Some(cart()), vec![]), &observer.connections, SameNode::Auto), 0);
-        assert_eq!(rejudge(&snapshot(Some(cart()), vec![deny("bank")]), &observer.connections, SameNode::Auto), 1);
+        assert_eq!(
+            rejudge(&snapshot(Some(cart()), vec![deny("bank")]), &observer.connections, SameNode::Auto),
+            1
+        );
         let why = refused.killed_for().expect("ended");
         assert_eq!(why.reason, Reason::AuthorizationPolicyLate);
         assert!(why.detail.contains("shop/no"), "{why}");
@@ -138,7 +141,10 @@ mod tests {
         ] {
             let observer = observer();
             let (_held, live) = open(&observer, Direction::Inbound, "shop");
-            assert_eq!(rejudge(&snapshot(Some(workload), policies), &observer.connections, SameNode::Auto), 1);
+            assert_eq!(
+                rejudge(&snapshot(Some(workload), policies), &observer.connections, SameNode::Auto),
+                1
+            );
             assert_eq!(live.killed_for().map(|f| f.reason), Some(reason));
         }
     }

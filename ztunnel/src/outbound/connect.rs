@@ -22,8 +22,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::handover::{self, Handover};
 use super::gateway;
+use super::handover::{self, Handover};
 use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_MARK};
 use crate::headers;
 use crate::observe::flow::{Failure, Security};

@@ -22,9 +22,7 @@ pub async fn run(pod: &Arc<Pod>, client: TcpStream, hop: Hop, mut tracked: Track
     let outcome = match hop {
         Hop::Tunnel(tunnel) => copy_bidirectional(client, tunnel, None, &counting, killed).await,
         // Boxed: what only these connections need is not part of every connection's task.
-        Hop::Handover(handed) => {
-            Box::pin(handed.forward(&pod.shared, client, &counting, killed)).await
-        }
+        Hop::Handover(handed) => Box::pin(handed.forward(&pod.shared, client, &counting, killed)).await,
         Hop::Plain(upstream) => copy_tcp(client, upstream, None, &counting, killed).await,
     };
     counting.phases(&mut tracked.flow);

@@ -124,7 +124,8 @@ impl Node {
     /// The decision, for a connection of cart to web's application.
     fn decide(&self, change: impl FnOnce(&mut TunnelRoute, &mut Flow)) -> Result<(), NotHere> {
         let snapshot = self.shared.state.load_full();
-        let find = |name: &str| snapshot.workload_by_uid(&format!("Kubernetes//Pod/shop/{name}")).unwrap().clone();
+        let find =
+            |name: &str| snapshot.workload_by_uid(&format!("Kubernetes//Pod/shop/{name}")).unwrap().clone();
         let mut route = TunnelRoute {
             peer: format!("{WEB}:15008").parse().unwrap(),
             authority: APP.into(),
@@ -167,7 +168,10 @@ async fn handed_over_past_the_wire() {
     let live = node.shared.observer.connections.all();
     assert_eq!(live.len(), 2, "one record for each side");
     for live in &live {
-        assert_eq!((live.facts.identity.as_ref(), live.facts.tunnel), (Some(&identity("shop", "cart")), None));
+        assert_eq!(
+            (live.facts.identity.as_ref(), live.facts.tunnel),
+            (Some(&identity("shop", "cart")), None)
+        );
         assert_eq!(live.sent(), MARKER.len() as u64);
     }
     let inbound = live.iter().find(|live| live.facts.direction == Direction::Inbound).unwrap();
@@ -358,7 +362,8 @@ async fn refused_as_through_a_tunnel() {
         let not_after = if expired { SystemTime::UNIX_EPOCH } else { peer.facts.not_after };
         let peer = Peer { facts: PeerFacts { not_after, ..peer.facts.clone() }, ..peer };
         let mut inbound = inbound::begin(&web, &peer, Security::SameNode);
-        let (answer, failure) = inbound::open(&web, &peer, Ok(authority.into()), &mut inbound).await.unwrap_err();
+        let (answer, failure) =
+            inbound::open(&web, &peer, Ok(authority.into()), &mut inbound).await.unwrap_err();
         assert_eq!(answer, status, "{authority}: {failure}");
         inbound.finish(End::Failed(failure));
     }

@@ -91,7 +91,9 @@ impl Reader {
             self.out.notes.push(Note { file: self.file.to_string(), line, text });
         }
         if matches!(object, Object::NetworkPolicy(_) | Object::OtherNetworkPolicy(_)) {
-            let text = format!("{key}: enforced by a cluster's network alone; here it only keeps pods from being handed over on a node");
+            let text = format!(
+                "{key}: enforced by a cluster's network alone; here it only keeps pods from being handed over on a node"
+            );
             self.out.notes.push(Note { file: self.file.to_string(), line: document.line, text });
         }
         self.seen.insert(key);
