@@ -15,6 +15,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::address::Addresses;
 use crate::netlink::NetlinkSocket;
 
 /// The namespace of the calling thread. Not `/proc/self`, which is that of the process's first thread.
@@ -42,7 +43,7 @@ pub struct NetNs {
     file: File,
     id: NetNsId,
     netfilter: Mutex<Option<NetlinkSocket>>,
-    routing: Mutex<Option<NetlinkSocket>>,
+    pub(crate) addresses: Mutex<Option<Addresses>>,
 }
 
 impl NetNs {
@@ -99,7 +100,7 @@ impl NetNs {
         if crate::sys::namespace_kind(file.as_fd())? != libc::CLONE_NEWNET {
             return Err(not_netns());
         }
-        Ok(Self { file, id, netfilter: Mutex::default(), routing: Mutex::default() })
+        Ok(Self { file, id, netfilter: Mutex::default(), addresses: Mutex::default() })
     }
 
     /// Which namespace this is.
@@ -117,7 +118,7 @@ impl NetNs {
             file: self.file.try_clone()?,
             id: self.id,
             netfilter: Mutex::default(),
-            routing: Mutex::default(),
+            addresses: Mutex::default(),
         })
     }
 
@@ -125,26 +126,11 @@ impl NetNs {
     /// leave answers behind. Closing one waits until the kernel has disposed of every rule that was removed, by whomever: some
     /// 10 to 30 ms just after a flush, which is when there is no time.
     pub(crate) fn netfilter<T>(&self, f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>) -> io::Result<T> {
-        self.with_kept(&self.netfilter, libc::NETLINK_NETFILTER, f)
-    }
-
-    /// Calls `f` with a routing socket of this namespace, which stays open so that each question costs one system call each way
-    /// and no entering. One descriptor for a namespace that is asked about.
-    pub(crate) fn routing<T>(&self, f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>) -> io::Result<T> {
-        self.with_kept(&self.routing, libc::NETLINK_ROUTE, f)
-    }
-
-    fn with_kept<T>(
-        &self,
-        kept: &Mutex<Option<NetlinkSocket>>,
-        family: libc::c_int,
-        f: impl FnOnce(&mut NetlinkSocket) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.netfilter.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: if `f` panics, so that its socket is in an unknown state, it is gone.
         let mut socket = match kept.take() {
             Some(socket) => socket,
-            None => self.run(|| NetlinkSocket::open(family))?,
+            None => self.run(|| NetlinkSocket::open(libc::NETLINK_NETFILTER))?,
         };
         let outcome = f(&mut socket);
         // "No such table" is an answer.

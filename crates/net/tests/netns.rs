@@ -55,7 +55,7 @@ fn only_network_namespaces_are_taken() {
     assert_eq!(NetNs::open("/nonexistent").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-/// Asked each time, of the interfaces and not of what a socket may be bound to.
+/// As fresh as if asked each time, of the interfaces and not of what a socket may be bound to.
 #[test]
 fn a_namespace_has_the_addresses_of_its_interfaces() {
     let ns = NetNs::create().unwrap();
@@ -71,9 +71,15 @@ fn a_namespace_has_the_addresses_of_its_interfaces() {
     assert!(!has("100.64.1.1"), "of its network, but nobody here");
     ip(&ns, "address del 100.64.1.9/24 dev way");
     assert!(!has("100.64.1.9"), "gone at once");
+    for host in 1..=200 {
+        ip(&ns, &format!("address add 100.64.2.{host}/32 dev way"));
+    }
+    assert!(has("100.64.2.200") && !has("100.64.2.201"), "after more changes than are taken in at a time");
     ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1")).unwrap();
     assert!(ns.run(|| std::net::TcpListener::bind("100.64.1.9:0")).is_ok(), "could be bound");
     assert!(!has("100.64.1.9"), "and still is not here");
+    ip(&ns, "link del way");
+    assert!(!has("100.64.2.200") && !has("fd00::9") && has("127.0.0.1"), "gone with their interface");
 }
 
 #[tokio::test]
