@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_proto::security::string_match::MatchType;
 use culvert_proto::security::{self, Authorization};
-use culvert_proto::{POD_EXTENSION, extension};
 use culvert_proto::workload::{self, Address, address, gateway_address};
+use culvert_proto::{POD_EXTENSION, extension};
 use prost::Message;
 use serde_json::{Map, Value, json};
 
