@@ -48,9 +48,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
-/// Name of the extension of a workload that holds an [`extension::Pod`].
+/// Name of the extension of a workload that holds a [`culvert::Pod`].
 pub const POD_EXTENSION: &str = "culvert.dev/pod";
-/// Type URL of [`extension::Pod`].
+/// Type URL of [`culvert::Pod`].
 pub const POD_TYPE_URL: &str = "type.googleapis.com/culvert.workload.v1.Pod";
 /// Type URL of [`security::Authorization`] resources.
 pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";

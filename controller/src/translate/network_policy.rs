@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::network_policy::NetworkPolicy;
-use culvert_proto::extension::{Pod, pod};
+use culvert_proto::culvert::{Pod, pod};
 use culvert_proto::workload::Extension;
 use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL};
 use prost::Message;

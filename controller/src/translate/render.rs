@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use culvert_proto::security::string_match::MatchType;
 use culvert_proto::security::{self, Authorization};
 use culvert_proto::workload::{self, Address, address, gateway_address};
-use culvert_proto::{POD_EXTENSION, extension};
+use culvert_proto::{POD_EXTENSION, culvert};
 use prost::Message;
 use serde_json::{Map, Value, json};
 
@@ -71,7 +71,7 @@ fn workload(it: &workload::Workload) -> Value {
 
 fn extension(it: &workload::Extension) -> String {
     let config = it.config.as_ref().filter(|_| it.name == POD_EXTENSION);
-    match config.and_then(|config| extension::Pod::decode(&*config.value).ok()) {
+    match config.and_then(|config| culvert::Pod::decode(&*config.value).ok()) {
         Some(pod) => {
             let policies = pod.network_policies().as_str_name();
             format!("{}: uid {}, network policies {policies}", it.name, pod.uid)

@@ -1,7 +1,7 @@
 //! `istio.workload.Workload` (D03) and [`Workload`].
 
 use culvert_proto::workload as proto;
-use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, extension};
+use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, culvert};
 use prost::Message;
 
 use super::{
@@ -145,22 +145,22 @@ fn pod_facts(extensions: &[proto::Extension]) -> Option<Box<PodFacts>> {
     let mut ours = extensions.iter().filter(|it| it.name == POD_EXTENSION);
     let (only, None) = (ours.next()?, ours.next()) else { return None };
     let config = only.config.as_ref().filter(|config| config.type_url == POD_TYPE_URL)?;
-    let message = extension::Pod::decode(&*config.value).ok()?;
-    let network_policies = match extension::pod::NetworkPolicies::try_from(message.network_policies) {
-        Ok(extension::pod::NetworkPolicies::None) => NetworkPolicies::None,
-        Ok(extension::pod::NetworkPolicies::Selected) => NetworkPolicies::Selected,
-        Ok(extension::pod::NetworkPolicies::Unknown) | Err(_) => NetworkPolicies::Unknown,
+    let message = culvert::Pod::decode(&*config.value).ok()?;
+    let network_policies = match culvert::pod::NetworkPolicies::try_from(message.network_policies) {
+        Ok(culvert::pod::NetworkPolicies::None) => NetworkPolicies::None,
+        Ok(culvert::pod::NetworkPolicies::Selected) => NetworkPolicies::Selected,
+        Ok(culvert::pod::NetworkPolicies::Unknown) | Err(_) => NetworkPolicies::Unknown,
     };
     (!message.uid.is_empty()).then(|| Box::new(PodFacts { uid: message.uid.into(), network_policies }))
 }
 
 fn encode_pod_facts(pod: &PodFacts) -> proto::Extension {
     let network_policies = match pod.network_policies {
-        NetworkPolicies::Unknown => extension::pod::NetworkPolicies::Unknown,
-        NetworkPolicies::None => extension::pod::NetworkPolicies::None,
-        NetworkPolicies::Selected => extension::pod::NetworkPolicies::Selected,
+        NetworkPolicies::Unknown => culvert::pod::NetworkPolicies::Unknown,
+        NetworkPolicies::None => culvert::pod::NetworkPolicies::None,
+        NetworkPolicies::Selected => culvert::pod::NetworkPolicies::Selected,
     };
-    let message = extension::Pod { uid: pod.uid.to_string(), network_policies: network_policies.into() };
+    let message = culvert::Pod { uid: pod.uid.to_string(), network_policies: network_policies.into() };
     let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec() };
     proto::Extension { name: POD_EXTENSION.to_owned(), config: Some(config) }
 }

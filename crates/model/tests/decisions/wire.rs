@@ -9,7 +9,7 @@ use culvert_model::service::{Affinity, IpFamilies, LoadBalancing, LoadBalancingM
 use culvert_model::wire::unknown::UnknownError;
 use culvert_model::wire::{self, AddressResource, PolicyError, ValueError, WireError, WorkloadError};
 use culvert_model::workload::*;
-use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, extension, security, workload as proto};
+use culvert_proto::{Any, POD_EXTENSION, POD_TYPE_URL, culvert, security, workload as proto};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -294,7 +294,7 @@ fn defaults_of_workloads() {
 #[test]
 fn facts_of_pods() {
     let extended = |uid: &str, number: i32| {
-        let value = extension::Pod { uid: uid.into(), network_policies: number }.encode_to_vec();
+        let value = culvert::Pod { uid: uid.into(), network_policies: number }.encode_to_vec();
         let config = Some(Any { type_url: POD_TYPE_URL.into(), value });
         proto::Extension { name: POD_EXTENSION.into(), config }
     };
