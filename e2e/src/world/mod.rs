@@ -133,7 +133,9 @@ impl World {
         Ok(())
     }
 
-    fn command(&self) -> Command {
+    /// `culvert`, with this world's state: any of its subcommands.
+    #[must_use]
+    pub fn command(&self) -> Command {
         let mut command = Command::new(&self.culvert);
         command.env("CULVERT_STATE", self.state_dir());
         command
