@@ -75,7 +75,10 @@ fn explains(world: &World, checks: &mut Checks) {
         ensure!(explained(world, "web").is_err(), "a destination without a port");
         let page = world.command().args(["explain", "-n", "mesh", "client", "web:9000"]).output()?;
         let page = String::from_utf8_lossy(&page.stdout).into_owned();
-        ensure!(page.contains("Decision: a tunnel to the destination") && page.contains("Let in: yes"), "{page}");
+        ensure!(
+            page.contains("Decision: a tunnel to the destination") && page.contains("Let in: yes"),
+            "{page}"
+        );
         Ok(())
     });
 }
