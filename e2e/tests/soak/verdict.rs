@@ -3,12 +3,10 @@
 use crate::Soaked;
 use crate::measure::{Sample, pids};
 
-/// What counts as flat: the highest of the last fifth of a run is at most so much above the median of the fifth that follows the
-/// warm-up.
+/// What counts as flat: the first third of a run is warm-up, and the highest of the last third is at most so much above the highest
+/// of the one between. Highest against highest: what is held rises and falls with the connections that are open, by a tenth.
 #[derive(Clone, Copy, Debug)]
 pub struct Flat {
-    /// The part of a run that is warm-up, in fifths.
-    warm: usize,
     /// Per cent.
     share: u64,
     /// KiB: a page here and there is no growth. The larger of the two counts.
@@ -16,10 +14,10 @@ pub struct Flat {
 }
 
 impl Flat {
-    /// Of five minutes.
-    pub const LONG: Self = Self { warm: 2, share: 4, least: 1024 };
-    /// Of half a minute, most of which is warm-up: only something that leaks with every connection shows.
-    pub const SHORT: Self = Self { warm: 3, share: 10, least: 4096 };
+    /// Of five minutes: ten thousand connections in each third, so two hundred bytes kept of each would be too much.
+    pub const LONG: Self = Self { share: 4, least: 1024 };
+    /// Of half a minute, most of which is warm-up: only what keeps some KiB of every connection shows.
+    pub const SHORT: Self = Self { share: 10, least: 4096 };
 }
 
 /// Sockets that may wait for their peers' FIN at any moment: those whose pods have just been deleted, or which the other side
@@ -59,31 +57,24 @@ pub fn judge(soaked: &Soaked, flat: &Flat) -> Vec<String> {
 }
 
 fn memory(series: &[Sample], flat: &Flat) -> Vec<String> {
-    let fifth = series.len() / 5;
-    let mut problems = Vec::new();
-    if fifth == 0 {
+    let third = series.len() / 3;
+    if third == 0 {
         return vec![format!("only {} samples", series.len())];
     }
-    let names = series[0].programs.keys();
-    for name in names {
-        let resident: Vec<u64> =
-            series.iter().filter_map(|sample| Some(sample.programs.get(name)?.resident)).collect();
-        let warm = median(&resident[flat.warm * fifth..(flat.warm + 1) * fifth]);
-        let last = resident[resident.len() - fifth..].iter().copied().max().unwrap_or(0);
+    let mut problems = Vec::new();
+    for name in series[0].programs.keys() {
+        let highest = |part: &[Sample]| {
+            part.iter().filter_map(|sample| Some(sample.programs.get(name)?.resident)).max().unwrap_or(0)
+        };
+        let (warm, last) = (highest(&series[third..2 * third]), highest(&series[2 * third..]));
         let most = warm + (warm * flat.share / 100).max(flat.least);
-        println!("{name:<16} {warm:>7} KiB after the warm-up, {last:>7} at most in the end (allowed {most})");
+        println!("{name:<16} {warm:>7} KiB at most after the warm-up, {last:>7} in the end (allowed {most})");
         if last > most {
             problems
                 .push(format!("{name}: {warm} KiB after the warm-up, {last} in the end, more than {most}"));
         }
     }
     problems
-}
-
-fn median(values: &[u64]) -> u64 {
-    let mut values = values.to_vec();
-    values.sort_unstable();
-    values[values.len() / 2]
 }
 
 /// The series: resident memory in MiB, descriptors and threads of each program, sockets by state.
