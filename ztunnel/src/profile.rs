@@ -81,9 +81,11 @@ fn cpu_profile(report: &pprof::Report, seconds: u64) -> Vec<u8> {
     for (stack, count) in &report.data {
         let count = i64::try_from(*count).unwrap_or(i64::MAX);
         // Inlined functions of one address, the innermost first, are one location.
+        let own = |symbols: &&Vec<pprof::Symbol>| symbols.iter().any(|symbol| is_sampler(&symbol.name()));
         let locations: Vec<u64> = stack
             .frames
             .iter()
+            .skip_while(own)
             .map(|symbols| {
                 let frames = symbols.iter().map(|symbol| Frame {
                     function: symbol.name(),
@@ -96,6 +98,11 @@ fn cpu_profile(report: &pprof::Report, seconds: u64) -> Vec<u8> {
         builder.sample(locations, vec![count, count.saturating_mul(period)], ("thread", &stack.thread_name));
     }
     builder.finish().encode_to_vec()
+}
+
+/// The innermost functions of every stack are those that took it.
+fn is_sampler(function: &str) -> bool {
+    ["backtrace::backtrace", "pprof::"].iter().any(|part| function.contains(part))
 }
 
 async fn held(one: Arc<Semaphore>) -> AdminResponse {

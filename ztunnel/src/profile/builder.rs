@@ -83,8 +83,7 @@ pub struct Function {
     pub id: u64,
     #[prost(int64, tag = "2")]
     pub name: i64,
-    #[prost(int64, tag = "3")]
-    pub system_name: i64,
+    /// Field 3, the name before it was demangled, is left out: a name that equals it is taken for mangled, and maimed.
     #[prost(int64, tag = "4")]
     pub filename: i64,
 }
@@ -171,7 +170,7 @@ impl Builder {
         let functions = &mut self.profile.function;
         *self.functions.entry((name, filename)).or_insert_with(|| {
             let id = functions.len() as u64 + 1;
-            functions.push(Function { id, name, system_name: name, filename });
+            functions.push(Function { id, name, filename });
             id
         })
     }

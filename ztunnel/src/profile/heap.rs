@@ -17,6 +17,9 @@ use prost::Message;
 
 use super::builder::{Builder, Frame};
 
+/// The allocator's own functions, and the language's way into it, are at most so many.
+const MAX_INSIDE: usize = 16;
+
 /// The profile; none if the dump has no sample.
 pub fn profile(dump: &str) -> Option<Vec<u8>> {
     let profile = convert(dump, &mut Names::default());
@@ -40,11 +43,14 @@ fn convert(dump: &str, names: &mut Names) -> Option<Vec<u8>> {
         } else if let Some(counts) = line.strip_prefix("t*:") {
             // The first one, before any stack, is the sum.
             if let (Some(addresses), Some((objects, bytes))) = (stack.take(), parse_counts(counts)) {
-                let locations = addresses
+                let stack: Vec<_> = addresses
                     .split_whitespace()
                     .filter_map(|it| u64::from_str_radix(it.trim_start_matches("0x"), 16).ok())
-                    .map(|address| builder.location(address, names.resolve(address)))
+                    .map(|address| (address, names.resolve(address)))
                     .collect();
+                let inside = stack.iter().take(MAX_INSIDE).rposition(|(_, frames)| is_allocator(frames));
+                let callers = stack.into_iter().skip(inside.map_or(0, |last| last + 1));
+                let locations = callers.map(|(address, frames)| builder.location(address, frames)).collect();
                 let (objects, bytes) = unsampled(objects, bytes, period);
                 builder.sample(locations, vec![objects, bytes], ("", ""));
                 samples += 1;
@@ -52,6 +58,11 @@ fn convert(dump: &str, names: &mut Names) -> Option<Vec<u8>> {
         }
     }
     (samples > 0).then(|| builder.finish().encode_to_vec())
+}
+
+fn is_allocator(frames: &[Frame]) -> bool {
+    let inside = ["_rjem_", "tikv_jemallocator", "__rust_alloc", "__rust_realloc", "alloc::alloc::"];
+    frames.iter().any(|frame| inside.iter().any(|part| frame.function.contains(part)))
 }
 
 fn parse_counts(text: &str) -> Option<(i64, i64)> {

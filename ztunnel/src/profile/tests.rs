@@ -21,6 +21,16 @@ async fn profile(response: AdminResponse) -> Profile {
     Profile::decode(body.to_bytes()).unwrap()
 }
 
+/// Names of the functions that samples are in themselves.
+fn innermost(profile: &Profile) -> Vec<&str> {
+    let place = |index: u64| usize::try_from(index).unwrap() - 1;
+    let locations = profile.sample.iter().filter_map(|sample| sample.location_id.first());
+    let lines = locations.filter_map(|id| profile.location[place(*id)].line.first());
+    lines
+        .map(|line| &profile.string_table[usize::try_from(profile.function[place(line.function_id)].name).unwrap()][..])
+        .collect()
+}
+
 #[inline(never)]
 fn a_function_that_is_busy(stop: &AtomicBool) -> u64 {
     let mut sum = 0u64;
@@ -47,6 +57,11 @@ async fn the_busy_function_is_in_the_profile() {
     let profile = profile(first).await;
     assert!(profile.string_table.iter().any(|text| text.contains("a_function_that_is_busy")), "{profile:?}");
     assert_eq!((profile.sample_type.len(), profile.duration_nanos), (2, 1_000_000_000));
+    assert!(
+        !profile.string_table.iter().any(|text| is_sampler(text)),
+        "the sampler is not what was asked for"
+    );
+    assert!(innermost(&profile).iter().any(|name| name.contains("a_function_that_is_busy")));
     for wrong in ["0", "61", "x"] {
         assert_eq!(cpu(request(&[("seconds", wrong)]), one.clone()).await.status(), StatusCode::BAD_REQUEST);
     }
@@ -66,6 +81,7 @@ async fn the_heap_shows_who_holds_what() {
     assert_eq!(switch(&request(&[("active", "false")])).status(), StatusCode::OK);
     assert!(!culvert_net::heap::active());
     assert!(profile.string_table.iter().any(|text| text.contains("a_function_that_allocates")));
+    assert!(!innermost(&profile).iter().any(|name| name.contains("prof_backtrace")), "nor is the allocator");
     let bytes: i64 = profile.sample.iter().map(|sample| sample.value[1]).sum();
     assert!(bytes > 16 << 20, "{bytes}");
     drop(kept);
