@@ -8,19 +8,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK};
+use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK, SOURCE};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Measure {
     /// Bytes a second, one way.
     Throughput,
+    /// Bytes a second, from the server.
+    Download,
     /// Small requests, one after another on each connection.
     Requests,
     /// New connections, each with one request, one after another on each worker.
     Connections,
     /// Open connections that say nothing, until standard input ends.
     Idle,
+    /// Small requests on one connection; again on it after a line on standard input, and on a new one after another line.
+    Phases,
+}
+
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Connections at once.
+    pub connections: usize,
+    /// For how long.
+    pub length: Duration,
+    /// Bytes a second of all connections together, at most; only what uploads in bulk looks at it.
+    pub rate: Option<f64>,
 }
 
 /// One measurement's outcome.
@@ -37,24 +52,23 @@ pub struct Outcome {
 }
 
 /// Takes one measurement and prints it as JSON.
-pub async fn measure(
-    what: Measure,
-    target: SocketAddr,
-    connections: usize,
-    length: Duration,
-) -> anyhow::Result<()> {
-    if what == Measure::Idle {
-        return idle(target, connections).await;
+pub async fn measure(what: Measure, target: SocketAddr, load: Load) -> anyhow::Result<()> {
+    match what {
+        Measure::Idle => return idle(target, load.connections).await,
+        Measure::Phases => return phases(target, load.length).await,
+        _ => {}
     }
-    let until = Instant::now() + length;
     let started = Instant::now();
+    let until = started + load.length;
+    let each = load.rate.map(|rate| rate / load.connections as f64);
     let mut workers = JoinSet::new();
-    for _ in 0..connections {
+    for _ in 0..load.connections {
         workers.spawn(async move {
             match what {
-                Measure::Throughput => throughput(target, until).await,
-                Measure::Requests => requests(target, until).await,
-                Measure::Connections | Measure::Idle => new_connections(target, until).await,
+                Measure::Throughput => upload(target, until, each).await,
+                Measure::Download => download(target, until).await,
+                Measure::Requests => requests(&mut open(target, ECHO).await?, until).await,
+                _ => new_connections(target, until).await,
             }
         });
     }
@@ -71,6 +85,10 @@ pub async fn measure(
             }
         }
     }
+    print(count, times, started, failed)
+}
+
+fn print(count: u64, mut times: Vec<u32>, started: Instant, failed: u64) -> anyhow::Result<()> {
     times.sort_unstable();
     let at =
         |share: f64| times.get((times.len() as f64 * share) as usize).map_or(0.0, |&ns| f64::from(ns) / 1e3);
@@ -81,22 +99,38 @@ pub async fn measure(
 
 type Counted = std::io::Result<(u64, Vec<u32>)>;
 
-async fn throughput(target: SocketAddr, until: Instant) -> Counted {
+async fn upload(target: SocketAddr, until: Instant, rate: Option<f64>) -> Counted {
     let mut stream = open(target, SINK).await?;
     let chunk = vec![b'x'; CHUNK];
+    let (started, mut sent) = (Instant::now(), 0.0);
     while Instant::now() < until {
         stream.write_all(&chunk).await?;
+        sent += CHUNK as f64;
+        if let Some(rate) = rate {
+            tokio::time::sleep_until((started + Duration::from_secs_f64(sent / rate)).into()).await;
+        }
     }
     stream.shutdown().await?;
     // Only what arrived counts.
     Ok((stream.read_u64().await?, Vec::new()))
 }
 
-async fn requests(target: SocketAddr, until: Instant) -> Counted {
-    let mut stream = open(target, ECHO).await?;
+async fn download(target: SocketAddr, until: Instant) -> Counted {
+    let mut stream = open(target, SOURCE).await?;
+    let (mut chunk, mut total) = (vec![0; CHUNK], 0);
+    while Instant::now() < until {
+        match stream.read(&mut chunk).await? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            length => total += length as u64,
+        }
+    }
+    Ok((total, Vec::new()))
+}
+
+async fn requests(stream: &mut TcpStream, until: Instant) -> Counted {
     let mut times = Vec::new();
     while Instant::now() < until {
-        times.push(request(&mut stream).await?);
+        times.push(request(stream).await?);
     }
     Ok((times.len() as u64, times))
 }
@@ -125,6 +159,23 @@ async fn idle(target: SocketAddr, connections: usize) -> anyhow::Result<()> {
     println!("{{\"open\":{connections}}}");
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut std::io::stdin(), &mut rest)?;
+    Ok(())
+}
+
+/// What runs beside it changes between the phases; whoever writes the lines knows how.
+async fn phases(target: SocketAddr, length: Duration) -> anyhow::Result<()> {
+    let mut stream = open(target, ECHO).await?;
+    for phase in 0..3 {
+        if phase > 0 {
+            std::io::stdin().read_line(&mut String::new())?;
+        }
+        if phase == 2 {
+            stream = open(target, ECHO).await?;
+        }
+        let started = Instant::now();
+        let (count, times) = requests(&mut stream, started + length).await?;
+        print(count, times, started, 0)?;
+    }
     Ok(())
 }
 

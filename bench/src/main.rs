@@ -4,6 +4,7 @@
 //! two namespaces.
 
 mod client;
+mod fairness;
 mod protocol;
 mod run;
 mod server;
@@ -22,6 +23,8 @@ use clap::Parser;
 enum Cli {
     /// Make a mesh of two nodes, measure it and the direct path, print a table.
     Run(RunArgs),
+    /// Time small requests, idle and beside bulk streams of the same pod to the same destination.
+    Fairness(fairness::FairnessArgs),
     /// Serve every measurement (runs inside a pod).
     Serve {
         /// Where.
@@ -42,6 +45,9 @@ enum Cli {
         /// For how long, seconds.
         #[arg(long, default_value_t = 3)]
         seconds: u64,
+        /// Bytes a second of bulk uploads, all connections together; as fast as they go if absent.
+        #[arg(long)]
+        rate: Option<f64>,
     },
 }
 
@@ -72,8 +78,10 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse() {
         Cli::Run(args) => run::run(&args),
         Cli::Serve { listen } => block_on(2, server::serve(listen)),
-        Cli::Client { measure, target, connections, seconds } => {
-            block_on(1, client::measure(measure, target, connections, Duration::from_secs(seconds)))
+        Cli::Fairness(args) => fairness::run(&args),
+        Cli::Client { measure, target, connections, seconds, rate } => {
+            let load = client::Load { connections, length: Duration::from_secs(seconds), rate };
+            block_on(1, client::measure(measure, target, load))
         }
     };
     match outcome {

@@ -2,6 +2,8 @@
 
 /// The server reads to the end and answers with the count, 8 bytes big-endian.
 pub const SINK: u8 = b's';
+/// The server sends until the client closes or leaves.
+pub const SOURCE: u8 = b'd';
 /// The server answers each [`REQUEST`] bytes with [`RESPONSE`] bytes.
 pub const ECHO: u8 = b'e';
 /// The server answers one request and closes first: whoever closes first keeps the port pair for a minute, and a client that

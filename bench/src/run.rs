@@ -174,7 +174,8 @@ fn print(args: &RunArgs, columns: &[Column<'_>], rows: &[Row], memory: &[Memory]
     Ok(())
 }
 
-fn beside(name: &str) -> anyhow::Result<PathBuf> {
+/// The program of this name beside this one.
+pub fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let path = exe.parent().context("this program has no directory")?.join(name);
     anyhow::ensure!(

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK};
+use crate::protocol::{CHUNK, ECHO, ONE, REQUEST, RESPONSE, SINK, SOURCE};
 
 /// Serves until it is ended.
 pub async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
@@ -37,6 +37,12 @@ async fn connection(mut stream: TcpStream) -> std::io::Result<()> {
                 }
             }
             stream.write_u64(total).await
+        }
+        SOURCE => {
+            let chunk = vec![b'x'; CHUNK];
+            // The client leaves when it has enough.
+            while stream.write_all(&chunk).await.is_ok() {}
+            Ok(())
         }
         ECHO => {
             let (mut request, response) = ([0; REQUEST], [b'x'; RESPONSE]);

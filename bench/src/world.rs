@@ -81,17 +81,28 @@ impl World {
         connections: usize,
         seconds: u64,
     ) -> anyhow::Result<Outcome> {
-        let target = self.target(path)?;
-        let output = self
-            .client(path)
-            .args(["--measure", measure, "--target", &target])
-            .args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()])
-            .stderr(Stdio::inherit())
-            .output()?;
-        ensure!(output.status.success(), "the client failed ({}) at {measure}", output.status);
-        let outcome: Outcome = serde_json::from_slice(&output.stdout).context("the client's outcome")?;
+        let mut client = self.load(path, measure, connections, seconds)?.stdout(Stdio::piped()).spawn()?;
+        let outcome = outcome(&mut BufReader::new(client.stdout.take().context("piped")?))?;
+        let status = client.wait()?;
+        ensure!(status.success(), "the client failed ({status}) at {measure}");
         ensure!(outcome.failed == 0, "{} of {connections} workers failed at {measure}", outcome.failed);
         Ok(outcome)
+    }
+
+    /// The measuring client in the client pod of a pair, to be started.
+    pub fn load(
+        &self,
+        path: Route,
+        measure: &str,
+        connections: usize,
+        seconds: u64,
+    ) -> anyhow::Result<Command> {
+        let target = self.target(path)?;
+        let mut client = self.client(path);
+        client
+            .args(["--measure", measure, "--target", &target])
+            .args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()]);
+        Ok(client)
     }
 
     /// Opens idle connections through the mesh; they close when the child's standard input does.
@@ -167,6 +178,13 @@ impl Drop for World {
         let _ = self.command().arg("down").stdout(Stdio::null()).status();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// The next outcome that a client prints.
+pub fn outcome(printed: &mut impl BufRead) -> anyhow::Result<Outcome> {
+    let mut line = String::new();
+    printed.read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| format!("the client's outcome, which was {line:?}"))
 }
 
 fn manifest(path: Route, bench: &Path, same_node: bool) -> String {

@@ -92,7 +92,7 @@ impl Client {
             .map_err(|_| HandshakeError::Timeout(config.handshake_timeout))?
             .map_err(|error| HandshakeError::Lost(LostCause::of(&error)))?;
         let keepalive = Keepalive::new(config.keepalive, h2.ping_pong());
-        let link = Link::new(total);
+        let link = Link::new(*windows, config.budget.clone(), total);
         let handle = ClientHandle {
             h2: send,
             link: link.clone(),
@@ -197,6 +197,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(h2) = &mut this.h2 else { return Poll::Ready(Ok(())) };
+        this.link.offer(|window| h2.set_initial_window_size(window));
         let cause = match this.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
             Some(Poll::Ready(waited)) => LostCause::Keepalive(waited),
             _ => match std::task::ready!(Pin::new(h2).poll(cx)) {

@@ -6,6 +6,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`budget`] | what all stalled streams of the process may hold |
 //! | [`config`] | windows, limits and times, with their arithmetic |
 //! | [`server`] | accept CONNECT requests, answer 200 or refuse |
 //! | [`client`] | one connection to a peer, and CONNECT on it |
@@ -15,6 +16,7 @@
 //! | [`copy`] | TCP to tunnel and TCP to TCP with the semantics of TCP kept |
 //! | [`headers`] | `baggage`, `forwarded`, `traceparent`, `x-forwarded-network` |
 
+pub mod budget;
 pub mod client;
 pub mod config;
 pub mod copy;
@@ -27,6 +29,7 @@ pub mod pool;
 pub mod server;
 pub mod stream;
 
+pub use budget::Budget;
 pub use client::{Client, ClientHandle, TunnelRequest};
 pub use config::{ClientConfig, Keepalive, ServerConfig, Windows};
 pub use error::{ConnectError, HandshakeError, LostCause, StreamError};

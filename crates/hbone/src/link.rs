@@ -2,13 +2,26 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::budget::Budget;
+use crate::config::Windows;
 use crate::error::{LostCause, StreamError};
+
+/// Bytes of large chunks within [`BULK_WINDOW`] that make a connection one that carries bulk: 10 MB/s. A page with its pictures
+/// stays below.
+const BULK_BYTES: u64 = 1 << 20;
+/// In milliseconds.
+const BULK_WINDOW: u64 = 100;
+/// For how long a connection counts as one that carries bulk after it last did, milliseconds: bulk that is held up for a
+/// moment, by the disk at its source, is bulk still.
+const BULK_REST: u64 = 500;
+/// Smaller chunks are not bulk, and cost no look at the clock.
+const LARGE_CHUNK: usize = 8 << 10;
 
 /// Shared state of one connection. Counters only; the streams themselves belong to `h2`.
 #[derive(Debug)]
@@ -19,6 +32,10 @@ pub(crate) struct Link {
     waiting: AtomicUsize,
     /// When a stream last got capacity or began to wait as the first, in milliseconds since `born`.
     last_progress: AtomicU64,
+    /// Upper 32 bits: which [`BULK_WINDOW`] since `born`; lower 32: bytes of large chunks in it.
+    bulk: AtomicU64,
+    /// Until when the connection counts as one that carries bulk, in milliseconds since `born`.
+    bulk_until: AtomicU64,
     born: Instant,
     lost: OnceLock<LostCause>,
     /// When the last stream ended, in milliseconds since `born`.
@@ -27,6 +44,10 @@ pub(crate) struct Link {
     pub(crate) idle: Notify,
     /// Streams of all connections of one pool.
     total: Option<Arc<AtomicUsize>>,
+    windows: Windows,
+    pub(crate) budget: Budget,
+    /// What a stream's peer may send before it is read, as this side last said.
+    offered: AtomicU32,
 }
 
 /// One stream's place on its connection, given back on drop.
@@ -42,16 +63,21 @@ pub(crate) struct WaitMark {
 }
 
 impl Link {
-    pub(crate) fn new(total: Option<Arc<AtomicUsize>>) -> Arc<Self> {
+    pub(crate) fn new(windows: Windows, budget: Budget, total: Option<Arc<AtomicUsize>>) -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
+            bulk: AtomicU64::new(0),
+            bulk_until: AtomicU64::new(0),
             born: Instant::now(),
             lost: OnceLock::new(),
             idle_since: AtomicU64::new(0),
             idle: Notify::new(),
             total,
+            windows,
+            budget,
+            offered: AtomicU32::new(windows.stream_clamped()),
         })
     }
 
@@ -113,6 +139,43 @@ impl Link {
         }
         let idle = self.now_ms().saturating_sub(self.last_progress.load(Ordering::Acquire));
         u128::from(idle) >= grace.as_millis()
+    }
+
+    /// A stream's window, as this side last said.
+    pub(crate) fn offered(&self) -> u32 {
+        self.offered.load(Ordering::Relaxed)
+    }
+
+    /// Offers the window that the budget allows now, with `set`, if that is another one. It fails while the peer has not
+    /// acknowledged the last one; then the next poll tries again.
+    pub(crate) fn offer(&self, set: impl FnOnce(u32) -> Result<(), h2::Error>) {
+        let windows = &self.windows;
+        let window =
+            if self.budget.is_tight() { windows.stream_small() } else { windows.stream_clamped() };
+        if window != self.offered() && set(window).is_ok() {
+            self.offered.store(window, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a chunk that went either way. Only the thread of the connection calls this, so the counts are never contended; a
+    /// lost one would only mean that bulk is noticed a little later.
+    pub(crate) fn carried(&self, bytes: usize) {
+        if bytes < LARGE_CHUNK {
+            return;
+        }
+        let now = self.now_ms();
+        let (window, before) = ((now / BULK_WINDOW) & 0xffff_ffff, self.bulk.load(Ordering::Relaxed));
+        let sum = if before >> 32 == window { before & 0xffff_ffff } else { 0 } + bytes as u64;
+        self.bulk.store(window << 32 | sum.min(0xffff_ffff), Ordering::Relaxed);
+        if sum >= BULK_BYTES {
+            self.bulk_until.store(now + BULK_REST, Ordering::Relaxed);
+        }
+    }
+
+    /// True if the connection carries bulk: a small message would wait behind it.
+    pub(crate) fn carries_bulk(&self) -> bool {
+        let until = self.bulk_until.load(Ordering::Relaxed);
+        until > 0 && self.now_ms() < until
     }
 
     fn now_ms(&self) -> u64 {

@@ -93,7 +93,7 @@ impl Server {
         let keepalive = Keepalive::new(config.keepalive, h2.ping_pong());
         // Twice: a reset stream no longer counts for HTTP/2, but its tunnel may still be on its way down here.
         let max_live = 2 * config.max_concurrent_streams as usize;
-        Ok(ServerConnection { h2: Some(h2), keepalive, link: Link::new(None), max_live })
+        Ok(ServerConnection { h2: Some(h2), keepalive, link: Link::new(*windows, config.budget.clone(), None), max_live })
     }
 }
 
@@ -113,6 +113,7 @@ where
     /// As [`Self::accept`].
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, LostCause>>> {
         let Some(h2) = &mut self.h2 else { return Poll::Ready(None) };
+        self.link.offer(|window| h2.set_initial_window_size(window));
         if let Some(Poll::Ready(waited)) = self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
             return Poll::Ready(self.lose(LostCause::Keepalive(waited)));
         }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::Reason;
 
+use crate::budget::Charge;
 use crate::error::StreamError;
 use crate::link::{StreamGuard, WaitMark};
 
@@ -28,6 +29,7 @@ pub struct TunnelRecv {
     guard: Arc<StreamGuard>,
     /// Bytes given to the caller and not yet released.
     unreleased: usize,
+    charge: Charge,
     ended: bool,
 }
 
@@ -66,7 +68,7 @@ impl TunnelStream {
     ) -> Self {
         let guard = Arc::new(guard);
         Self {
-            recv: TunnelRecv { inner: recv, guard: guard.clone(), unreleased: 0, ended: false },
+            recv: TunnelRecv { inner: recv, guard: guard.clone(), unreleased: 0, charge: Charge::default(), ended: false },
             send: TunnelSend { inner: send, guard, wait: WaitMark::default(), state: SendState::Open, side },
         }
     }
@@ -127,6 +129,9 @@ impl TunnelRecv {
                 Some(Ok(bytes)) if bytes.is_empty() => {} // END_STREAM on an empty frame: the next poll says so
                 Some(Ok(bytes)) => {
                     self.unreleased += bytes.len();
+                    let link = self.guard.link();
+                    link.carried(bytes.len());
+                    link.budget.charge(&mut self.charge, link.offered());
                     return Poll::Ready(Ok(Some(bytes)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(self.guard.link().stream_error(&error))),
@@ -142,6 +147,9 @@ impl TunnelRecv {
     pub fn release(&mut self, n: usize) {
         let n = n.min(self.unreleased);
         self.unreleased -= n;
+        if self.unreleased == 0 {
+            self.guard.link().budget.refund(&mut self.charge);
+        }
         if n > 0 {
             // Fails only if more is released than was received, which the line above excludes.
             let _ = self.inner.flow_control().release_capacity(n);
@@ -223,6 +231,7 @@ impl TunnelSend {
         if bytes.is_empty() {
             return Ok(()); // peers count empty frames as abuse
         }
+        self.guard.link().carried(bytes.len());
         self.inner.send_data(bytes, false).map_err(|_| self.closed_error())
     }
 
@@ -279,6 +288,12 @@ impl TunnelSend {
             Poll::Ready(outcome) => self.guard.link().reset_error(outcome),
             Poll::Pending => StreamError::Finished,
         }
+    }
+}
+
+impl Drop for TunnelRecv {
+    fn drop(&mut self) {
+        self.guard.link().budget.refund(&mut self.charge);
     }
 }
 

@@ -4,10 +4,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use culvert_net::socket::{Acceptor, canonical, tune_accepted};
+use culvert_net::socket::{Acceptor, canonical};
 use culvert_runtime::drain::DrainWatcher;
-
-use super::pod::KEEPALIVE;
 
 /// When the process or the machine is out of descriptors or memory: spinning on accept would only make it worse.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -39,13 +37,13 @@ pub async fn accept(listener: TcpListener, drain: DrainWatcher, serve: impl Fn(T
     }
 }
 
-/// Takes an accepted connection over on the thread that serves it; with it comes the address at which it was accepted.
+/// Takes an accepted connection over on the thread that serves it; with it comes the address at which it was accepted. Its
+/// options it has from its listener.
 ///
 /// # Errors
 /// The connection is gone already.
 pub fn adopt(stream: TcpStream) -> io::Result<(tokio::net::TcpStream, SocketAddr)> {
     stream.set_nonblocking(true)?;
-    tune_accepted(&stream, &KEEPALIVE)?;
     let local = canonical(stream.local_addr()?);
     Ok((tokio::net::TcpStream::from_std(stream)?, local))
 }

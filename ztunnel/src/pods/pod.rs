@@ -269,6 +269,7 @@ impl Sockets {
             mark: Some(PROXY_MARK),
             reuse_port: true,
             transparent: true,
+            accepted: Some(KEEPALIVE),
             ..ListenOptions::default()
         };
         let mut dns = DnsSockets { udp: Vec::new(), tcp: Vec::new() };

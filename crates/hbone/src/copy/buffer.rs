@@ -12,7 +12,7 @@ use tokio_util::io::poll_read_buf;
 /// First read of a connection that was idle: holds a usual request head, and what 10,000 such connections read at the same
 /// moment is 20 MB.
 const MIN_READ: usize = 2 << 10;
-/// Largest read: one DATA frame of the default size, and one full send buffer of a stream.
+/// Largest read: one full send buffer of a stream, which leaves in four DATA frames of the default size.
 pub(super) const MAX_READ: usize = 256 << 10;
 /// Most chunks queued and written by one call.
 pub(super) const MAX_CHUNKS: usize = 16;

@@ -69,6 +69,9 @@ pub struct PoolConfig {
     /// Stalled connections of one key that are passed over; with more, they are used like any other, so that slow readers
     /// cannot multiply connections without end.
     pub max_stalled: usize,
+    /// Connections of one key that carry bulk and are passed over, so that a small stream does not wait behind it; with more,
+    /// the one with the fewest streams is used. With 4, four bulk streams and a small one have a connection each.
+    pub max_bulk: usize,
     /// The wall clock.
     pub now: fn() -> SystemTime,
 }
@@ -387,6 +390,7 @@ impl Default for PoolConfig {
             max_connections: 16_384,
             stall_grace: Duration::from_millis(250),
             max_stalled: 4,
+            max_bulk: 4,
             now: SystemTime::now,
         }
     }

@@ -80,6 +80,10 @@ impl<K: Hash + Eq, E> Table<K, E> {
         }
         let taken = open + self.dialling;
         if taken >= config.max_connections || entry.connections.len() >= config.max_connections_per_key {
+            // Better a slow place than none.
+            if let Some((connection, guard)) = entry.any_place(from, config) {
+                return Step::Use(connection, guard);
+            }
             self.forget_if_empty(key);
             return Step::Full(taken);
         }
@@ -162,15 +166,32 @@ impl<E> Entry<E> {
         self.connections.is_empty() && self.dial.is_none()
     }
 
-    /// A place on the oldest connection that has one and moves its bytes; on a stalled one only if there are too many of them.
+    /// A place on the oldest connection that has one, moves its bytes and carries no bulk; on another one only if there are too
+    /// many of them.
     fn pick(&self, from: u64, config: &PoolConfig) -> Option<(Arc<Connection>, StreamGuard)> {
-        let usable = || self.connections.iter().filter(move |connection| connection.id >= from);
-        let stalled = |c: &&Arc<Connection>| c.handle.link().is_stalled(config.stall_grace);
-        let place = |c: &Arc<Connection>| c.handle.reserve().map(|guard| (c.clone(), guard));
-        if let Some(found) = usable().filter(|c| !stalled(c)).find_map(place) {
-            return Some(found);
+        let (mut stalled, mut bulk) = (0, 0);
+        for connection in self.connections.iter().filter(|connection| connection.id >= from) {
+            let link = connection.handle.link();
+            if link.is_stalled(config.stall_grace) {
+                stalled += 1;
+            } else if link.carries_bulk() {
+                bulk += 1;
+            } else if let Some(guard) = connection.handle.reserve() {
+                return Some((connection.clone(), guard));
+            }
         }
-        if usable().filter(stalled).count() >= config.max_stalled { usable().find_map(place) } else { None }
+        if stalled >= config.max_stalled || bulk >= config.max_bulk {
+            return self.any_place(from, config);
+        }
+        None
+    }
+
+    /// A place on any connection: rather on one that moves its bytes, then on the one with the fewest streams.
+    fn any_place(&self, from: u64, config: &PoolConfig) -> Option<(Arc<Connection>, StreamGuard)> {
+        let mut usable: Vec<_> =
+            self.connections.iter().filter(|connection| connection.id >= from).collect();
+        usable.sort_by_key(|c| (c.handle.link().is_stalled(config.stall_grace), c.handle.streams()));
+        usable.into_iter().find_map(|c| c.handle.reserve().map(|guard| (c.clone(), guard)))
     }
 }
 

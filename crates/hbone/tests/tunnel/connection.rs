@@ -309,3 +309,62 @@ async fn abrupt_shutdown_ends_streams_on_both_sides() {
     let at_client = client.await.unwrap();
     assert!(matches!(at_client, Err(StreamError::ConnectionLost { .. })), "{at_client:?}");
 }
+
+/// Z23: 64 KB of request headers are taken and more are refused; 16 KB of response headers likewise. The connection lives on.
+#[tokio::test]
+async fn header_lists_are_bounded() {
+    // As RFC 9113 counts it: name, value and 32 for each field.
+    let header = |size: usize| {
+        let mut headers = HeaderMap::new();
+        let fields = size / 4096;
+        for n in 0..fields {
+            let name = http::HeaderName::try_from(format!("x-{n}")).unwrap();
+            headers.insert(name, HeaderValue::from_str(&"v".repeat(4000)).unwrap());
+        }
+        headers
+    };
+    let (handle, mut peer, _) = connect(ClientConfig::default(), ServerConfig::default()).await;
+    let ask = |size| culvert_hbone::TunnelRequest { headers: header(size), ..request() };
+    let (answer, ()) = tokio::join!(handle.connect(ask(60 << 10)), async {
+        let incoming = peer.incoming.recv().await.unwrap();
+        assert_eq!(incoming.headers.len(), 15);
+        let _ = incoming.refuse(StatusCode::BAD_REQUEST, HeaderMap::new());
+    });
+    assert!(matches!(answer, Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, .. })), "{answer:?}");
+    let refused = handle.connect(ask(72 << 10)).await.map(drop).unwrap_err();
+    match &refused {
+        ConnectError::Refused { status, .. } => {
+            assert_eq!(*status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        }
+        ConnectError::Reset(_) => {}
+        other => panic!("{other:?}"),
+    }
+    for (size, taken) in [(12 << 10, true), (24 << 10, false)] {
+        let (answer, _held) = tokio::join!(handle.connect(request()), async {
+            peer.incoming.recv().await.unwrap().accept(header(size))
+        });
+        assert_eq!(answer.is_ok(), taken, "{size}: {answer:?}");
+    }
+    let _alive = tunnel(&handle, &mut peer).await;
+}
+
+/// R28: a connection that ends while a PING waits for its answer has ended, and is not reported as broken.
+#[tokio::test(start_paused = true)]
+async fn a_ping_does_not_race_with_the_close() {
+    for waited in [Duration::from_millis(9_999), Duration::from_secs(10), Duration::from_secs(29)] {
+        let (near, far) = duplex(64 << 10);
+        let (_handle, driver) = Client::handshake(near, &ClientConfig::default()).await.unwrap();
+        let driver = spawn(driver);
+        tokio::time::sleep(waited).await;
+        drop(far);
+        assert_eq!(driver.await.unwrap(), Ok(()), "after {waited:?}");
+    }
+    // The same for the other side, with the answer on its way.
+    let (near, far) = duplex(64 << 10);
+    let peer = serve(far, ServerConfig::default());
+    let (_handle, driver) = Client::handshake(near, &ClientConfig::default()).await.unwrap();
+    let driver = spawn(driver);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    driver.abort();
+    assert_eq!(peer.ended.await.unwrap(), Ok(()));
+}

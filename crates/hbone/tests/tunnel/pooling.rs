@@ -312,7 +312,57 @@ async fn streams_that_wait_for_window_send_new_ones_elsewhere() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         held.push((recv, writer));
     }
-    assert_eq!(connections, [1, 2, 1, 1], "two are passed over, more are used again");
+    assert_eq!(connections, [1, 2, 1, 2], "two are passed over, more are used again");
+}
+
+/// Four bulk streams and a small one have a connection each; once the bulk rests, they share again.
+#[tokio::test(start_paused = true)]
+async fn bulk_has_connections_of_its_own() {
+    let (world, pool) = (World::default(), pool(PoolConfig::default()));
+    let mut bulk = Vec::new();
+    for _ in 0..6 {
+        let opened = open(&pool, &world).await.unwrap();
+        let connection = opened.connection;
+        let (recv, mut send) = opened.stream.split();
+        send.send(noise(2 << 20, 1).into()).await.unwrap();
+        bulk.push((connection, recv, send));
+    }
+    let connections: Vec<_> = bulk.iter().map(|(connection, ..)| *connection).collect();
+    assert_eq!(connections, [1, 2, 3, 4, 1, 2], "four are passed over, with more the least used is used");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Four small messages of four streams are no bulk.
+    for _ in 0..4 {
+        let opened = open(&pool, &world).await.unwrap();
+        assert_eq!(opened.connection, 1, "nothing is bulk any more");
+        let (recv, mut send) = opened.stream.split();
+        send.send(noise(100 << 10, 1).into()).await.unwrap();
+        bulk.push((opened.connection, recv, send));
+    }
+}
+
+/// A small stream beside four bulk ones has a connection without any.
+#[tokio::test(start_paused = true)]
+async fn a_small_stream_is_kept_away_from_bulk() {
+    let (world, pool) = (World::default(), pool(PoolConfig { max_bulk: 5, ..PoolConfig::default() }));
+    let mut bulk = Vec::new();
+    for _ in 0..4 {
+        let (recv, mut send) = open(&pool, &world).await.unwrap().stream.split();
+        send.send(noise(2 << 20, 1).into()).await.unwrap();
+        bulk.push((recv, send));
+    }
+    for _ in 0..3 {
+        assert_eq!(open(&pool, &world).await.unwrap().connection, 5);
+    }
+}
+
+/// With no connection left to make, a busy one is better than none.
+#[tokio::test(start_paused = true)]
+async fn bulk_shares_where_no_connection_is_left() {
+    let config = PoolConfig { max_connections: 1, ..PoolConfig::default() };
+    let (world, pool) = (World::default(), pool(config));
+    let (_recv, mut send) = open(&pool, &world).await.unwrap().stream.split();
+    send.send(noise(2 << 20, 1).into()).await.unwrap();
+    assert_eq!(open(&pool, &world).await.unwrap().connection, 1);
 }
 
 /// Accepts every tunnel and never reads from it.

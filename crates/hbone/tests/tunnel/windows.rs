@@ -1,8 +1,17 @@
 //! Backpressure: bounded buffering, and no stream in another's way (trap 19).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use culvert_hbone::{ClientConfig, Keepalive, ServerConfig, TunnelStream, Windows};
+use bytes::Bytes;
+use culvert_hbone::budget::SMALL_WINDOW;
+use culvert_hbone::{
+    Budget, ClientConfig, ConnectionFacts, Keepalive, Pool, PoolConfig, ServerConfig, TunnelRequest,
+    TunnelStream, Windows,
+};
+use http::Response;
+use tokio::io::{DuplexStream, duplex};
 
 use crate::common::*;
 
@@ -127,4 +136,117 @@ async fn bulk_streams_do_not_stop_a_small_one() {
     for task in bulk {
         ends.push(task.await.unwrap());
     }
+}
+
+/// A peer with ambient's windows: 4 MiB a stream, 16 MiB a connection. It reads what is for port 80, and nothing else.
+async fn ambient_peer(io: DuplexStream, read: Arc<AtomicUsize>) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_frame_size(1 << 20)
+        .max_concurrent_streams(200);
+    let mut connection = builder.handshake::<_, Bytes>(io).await.unwrap();
+    let mut held = Vec::new();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        held.push(respond.send_response(Response::new(()), false).unwrap());
+        let reads = request.uri().authority().unwrap().as_str().ends_with(":80");
+        let (mut body, read) = (request.into_body(), read.clone());
+        spawn(async move {
+            while reads && let Some(Ok(chunk)) = body.data().await {
+                body.flow_control().release_capacity(chunk.len()).unwrap();
+                read.fetch_add(chunk.len(), Ordering::Relaxed);
+            }
+            std::future::pending::<()>().await;
+            drop(body);
+        });
+    }
+}
+
+/// TRAP19, U34: five streams that nobody reads use up an ambient peer's connection window. A stream opened after that has
+/// another connection, and moves its bytes.
+#[tokio::test(start_paused = true)]
+async fn stalled_streams_send_new_ones_elsewhere_at_an_ambient_peer() {
+    let (client, _) = configs();
+    let pool: Pool<&str, std::io::Error> = Pool::new(PoolConfig { client, ..PoolConfig::default() }, spawner());
+    let read = Arc::new(AtomicUsize::new(0));
+    let dial = || async {
+        let (near, far) = duplex(64 << 10);
+        spawn(ambient_peer(far, read.clone()));
+        Ok((near, ConnectionFacts::default()))
+    };
+    let ask = |authority: &str| TunnelRequest { authority: authority.into(), ..request() };
+    let mut stalled = Vec::new();
+    for _ in 0..5 {
+        stalled.push(pool.open(&"k", &dial, ask("10.0.0.1:81")).await.unwrap());
+    }
+    assert!(stalled.iter().all(|opened| opened.connection == 1));
+    let (mut sent, mut held) = (0, Vec::new());
+    for opened in stalled {
+        let (recv, mut send) = opened.stream.split();
+        sent += 1;
+        held.push(recv);
+        // It waits for window for ever.
+        spawn(async move { send.send(noise(8 << 20, sent).into()).await });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let opened = pool.open(&"k", &dial, ask("10.0.0.1:80")).await.unwrap();
+    assert_eq!(opened.connection, 2, "the first one is stuck");
+    let (_recv, mut send) = opened.stream.split();
+    let all = 8 << 20;
+    let moved = tokio::time::timeout(Duration::from_secs(10), send.send(noise(all, 9).into())).await;
+    moved.expect("it moves").unwrap();
+    eventually("all of it arrives", || read.load(Ordering::Relaxed) == all).await;
+}
+
+/// Trap 19: while stalled readers hold all of the budget, other streams have small windows, and still move; when the readers
+/// catch up, the windows are whole again.
+#[tokio::test(start_paused = true)]
+async fn stalled_readers_are_bounded_together() {
+    let (client, server) = configs();
+    let budget = Budget::new(2 << 20);
+    let server = ServerConfig { budget: budget.clone(), ..server };
+    let (handle, mut peer, _) = connect(client, server).await;
+    let full = Windows::default().stream as usize;
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let (near, far) = tunnel(&handle, &mut peer).await;
+        let (near, sent) = fill(near).await;
+        assert!(sent >= full);
+        let (mut recv, send) = far.split();
+        // Read and not passed on.
+        let first = recv.recv().await.unwrap().unwrap();
+        stalled.push((near, recv, send, first.len()));
+    }
+    assert_eq!(budget.charged(), 3 * full as u64);
+    assert!(budget.is_tight());
+    // The connection says so at its next turn.
+    let (near, mut far) = tunnel(&handle, &mut peer).await;
+    let (near, sent) = fill(near).await;
+    let bound = SMALL_WINDOW as usize + Windows::default().send_buffer;
+    assert!(sent <= bound, "{sent} of {bound}");
+    // It moves all the same.
+    let (recv, mut send) = near.split();
+    let sending = spawn(async move {
+        send.send(noise(4 << 20, 1).into()).await.unwrap();
+        (recv, send)
+    });
+    let (mut far_recv, far_send) = far.split();
+    let mut moved = 0;
+    while moved < sent + (4 << 20) {
+        let chunk = far_recv.recv().await.unwrap().unwrap();
+        moved += chunk.len();
+        far_recv.release(chunk.len());
+    }
+    sending.await.unwrap();
+    far = TunnelStream::join(far_recv, far_send);
+    for (_, recv, ..) in &mut stalled {
+        recv.release(full);
+    }
+    assert_eq!(budget.charged(), 0);
+    assert!(!budget.is_tight());
+    let (near, _far) = tunnel(&handle, &mut peer).await;
+    let (_near, sent) = fill(near).await;
+    assert!(sent >= full, "{sent}");
+    drop(far);
 }

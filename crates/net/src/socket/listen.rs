@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{set_mark, set_transparent};
+use super::{Keepalive, set_mark, set_transparent, tune_accepted};
 
 /// How to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,14 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`, 4096 by default.
     pub backlog: i32,
+    /// No Nagle delay and this keepalive for every accepted connection (Z114), which inherits them from the listener: set once
+    /// here instead of with five calls on each.
+    pub accepted: Option<Keepalive>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { mark: None, transparent: false, reuse_port: false, backlog: 1024 }
+        Self { mark: None, transparent: false, reuse_port: false, backlog: 1024, accepted: None }
     }
 }
 
@@ -45,6 +48,9 @@ pub fn listen_tcp(addr: SocketAddr, options: &ListenOptions) -> io::Result<TcpLi
     }
     if options.transparent {
         set_transparent(socket.as_fd(), addr.is_ipv6())?;
+    }
+    if let Some(keepalive) = &options.accepted {
+        tune_accepted(&socket, keepalive)?;
     }
     socket.bind(&addr.into())?;
     socket.listen(options.backlog)?;
@@ -85,4 +91,24 @@ pub fn bind_udp(addr: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
 /// The kernel has no IPv6 at all, or it is disabled in this namespace.
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Z114: what is accepted needs no option set.
+    #[test]
+    fn accepted_connections_inherit() {
+        let options = ListenOptions { accepted: Some(Keepalive::default()), ..ListenOptions::default() };
+        let listener = listen_tcp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        let _near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Keepalive::default().idle);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Keepalive::default().interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), Keepalive::default().count);
+    }
 }

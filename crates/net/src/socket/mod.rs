@@ -8,6 +8,7 @@ mod dial;
 mod info;
 mod listen;
 mod original;
+mod tunnel;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ pub use dial::{DialError, DialOptions, connect, socket_for};
 pub use info::{TcpInfo, TcpState, tcp_info};
 pub use listen::{ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
 pub use original::original_destination;
+pub use tunnel::tune_tunnel;
 
 use crate::sys;
 
