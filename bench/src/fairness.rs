@@ -105,11 +105,8 @@ pub fn run(args: &FairnessArgs) -> anyhow::Result<()> {
 }
 
 fn sample(world: &World, route: Route, load: &Bulk, args: &FairnessArgs) -> anyhow::Result<Sample> {
-    let mut requests = world
-        .load(route, "phases", 1, args.seconds)?
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut requests =
+        world.load(route, "phases", 1, args.seconds)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut printed = BufReader::new(requests.stdout.take().context("piped")?);
     let mut go = requests.stdin.take().context("piped")?;
     let idle = outcome(&mut printed)?;

@@ -99,9 +99,12 @@ impl World {
     ) -> anyhow::Result<Command> {
         let target = self.target(path)?;
         let mut client = self.client(path);
-        client
-            .args(["--measure", measure, "--target", &target])
-            .args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()]);
+        client.args(["--measure", measure, "--target", &target]).args([
+            "--connections",
+            &connections.to_string(),
+            "--seconds",
+            &seconds.to_string(),
+        ]);
         Ok(client)
     }
 

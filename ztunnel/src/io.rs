@@ -22,11 +22,11 @@ use crate::observe::{Flow, Live, Phase};
 /// Records that rustls may hold unwritten: those of one DATA frame, so that each leaves in one write. Held only while the peer is
 /// slow to read; at most this a connection, and a small message waits for it.
 pub const TLS_WRITE_BUFFER: usize = 66 * 1024;
-/// Bytes that a connection may read, and as many that it may write, before the other tasks of its thread have their turn:
-/// about 0.1 ms of encryption.
-const TURN: usize = 256 * 1024;
-/// What one `recv` may bring: sixteen TLS records instead of one. Held only while it is not empty.
-const READ_AHEAD: usize = 256 * 1024;
+/// Bytes that a connection may read, and as many that it may write, before the other tasks of its thread have their turn: about
+/// 0.1 ms of encryption and delivery.
+const TURN: usize = 64 * 1024;
+/// What one `recv` may bring: four TLS records instead of one. Held only while it is not empty.
+const READ_AHEAD: usize = 64 * 1024;
 /// Below this the reader asks for so little (a record's header) that its own buffer is no place to read into.
 const SMALL_READ: usize = 64 * 1024;
 

@@ -41,6 +41,9 @@ use crate::pods::{Pod, PodInfo, Pods, Shared};
 use crate::state::State;
 use crate::world::{by_name, identity, serve, service, snapshot, workload};
 
+#[path = "pool_tests.rs"]
+mod pool_tests;
+
 /// Long enough for a loaded machine; nothing waits for it to pass.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 const LOCAL: &str = "127.0.0.1";

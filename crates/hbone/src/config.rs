@@ -22,7 +22,7 @@ pub struct Windows {
     pub frame: u32,
     /// Bytes one stream may have queued towards the connection. A stream and its connection share one thread, so more
     /// than one read's worth does not overlap any work. With the frame being written, a stream holds at most
-    /// `send_buffer + frame` = 320 KiB of a slow peer's bytes in this process; all else stays in the source's kernel buffer.
+    /// `send_buffer + frame` = 128 KiB of a slow peer's bytes in this process; all else stays in the source's kernel buffer.
     pub send_buffer: usize,
 }
 
@@ -104,7 +104,7 @@ impl Windows {
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { stream: 1 << 20, frame: (64 << 10) - FRAME_HEADER, send_buffer: 256 << 10 }
+        Self { stream: 1 << 20, frame: (64 << 10) - FRAME_HEADER, send_buffer: 64 << 10 }
     }
 }
 

@@ -150,8 +150,7 @@ impl Link {
     /// acknowledged the last one; then the next poll tries again.
     pub(crate) fn offer(&self, set: impl FnOnce(u32) -> Result<(), h2::Error>) {
         let windows = &self.windows;
-        let window =
-            if self.budget.is_tight() { windows.stream_small() } else { windows.stream_clamped() };
+        let window = if self.budget.is_tight() { windows.stream_small() } else { windows.stream_clamped() };
         if window != self.offered() && set(window).is_ok() {
             self.offered.store(window, Ordering::Relaxed);
         }

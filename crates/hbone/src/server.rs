@@ -93,7 +93,12 @@ impl Server {
         let keepalive = Keepalive::new(config.keepalive, h2.ping_pong());
         // Twice: a reset stream no longer counts for HTTP/2, but its tunnel may still be on its way down here.
         let max_live = 2 * config.max_concurrent_streams as usize;
-        Ok(ServerConnection { h2: Some(h2), keepalive, link: Link::new(*windows, config.budget.clone(), None), max_live })
+        Ok(ServerConnection {
+            h2: Some(h2),
+            keepalive,
+            link: Link::new(*windows, config.budget.clone(), None),
+            max_live,
+        })
     }
 }
 

@@ -68,7 +68,13 @@ impl TunnelStream {
     ) -> Self {
         let guard = Arc::new(guard);
         Self {
-            recv: TunnelRecv { inner: recv, guard: guard.clone(), unreleased: 0, charge: Charge::default(), ended: false },
+            recv: TunnelRecv {
+                inner: recv,
+                guard: guard.clone(),
+                unreleased: 0,
+                charge: Charge::default(),
+                ended: false,
+            },
             send: TunnelSend { inner: send, guard, wait: WaitMark::default(), state: SendState::Open, side },
         }
     }

@@ -48,7 +48,7 @@ pub const MAX_WORKERS: usize = 1024;
 /// Polls of tasks between two looks at the sockets while there is always a task to poll. A turn of a bulk stream takes about
 /// 0.1 ms, so a small message is noticed within 1 ms; tokio's own 61 would make that 6. A thread that has nothing to poll
 /// looks at once.
-const EVENT_INTERVAL: u32 = 8;
+pub const EVENT_INTERVAL: u32 = 8;
 
 impl Workers {
     /// Starts `count` threads (at least one) named `name-0`, `name-1`, ... (Linux shows the first 15 bytes).
@@ -62,7 +62,8 @@ impl Workers {
         let (send_ended, ended) = mpsc::sync_channel(count);
         let mut handles = Vec::with_capacity(count);
         for index in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+            let runtime =
+                Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
             handles.push(runtime.handle().clone());
             let (stop, send_ended) = (stop.clone(), send_ended.clone());
             thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {

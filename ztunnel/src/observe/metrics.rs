@@ -129,6 +129,7 @@ impl Metrics {
             series: Mutex::default(),
         };
         let m = &metrics;
+        registry.register_collector(Box::new(super::windows::Windows(culvert_hbone::Budget::of_process())));
         let istio = registry.sub_registry_with_prefix("istio");
         istio.register("tcp_connections_opened", "TCP connections opened", m.opened.clone());
         istio.register("tcp_connections_closed", "TCP connections closed", m.closed.clone());

@@ -5,6 +5,7 @@ pub mod access_log;
 pub mod connections;
 pub mod flow;
 pub mod metrics;
+mod windows;
 
 use std::sync::Arc;
 

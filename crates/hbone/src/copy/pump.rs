@@ -19,8 +19,8 @@ use super::buffer::{MAX_READ, Queue, ReadBuffer};
 use crate::error::StreamError;
 use crate::stream::{TunnelRecv, TunnelSend};
 
-/// Bytes that one poll of a direction moves at most, give or take a read: about 0.1 ms of copying.
-const TURN: u64 = 256 << 10;
+/// Bytes that one poll of a direction moves at most: one large read.
+const TURN: u64 = MAX_READ as u64;
 
 /// What failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

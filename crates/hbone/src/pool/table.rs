@@ -188,8 +188,7 @@ impl<E> Entry<E> {
 
     /// A place on any connection: rather on one that moves its bytes, then on the one with the fewest streams.
     fn any_place(&self, from: u64, config: &PoolConfig) -> Option<(Arc<Connection>, StreamGuard)> {
-        let mut usable: Vec<_> =
-            self.connections.iter().filter(|connection| connection.id >= from).collect();
+        let mut usable: Vec<_> = self.connections.iter().filter(|connection| connection.id >= from).collect();
         usable.sort_by_key(|c| (c.handle.link().is_stalled(config.stall_grace), c.handle.streams()));
         usable.into_iter().find_map(|c| c.handle.reserve().map(|guard| (c.clone(), guard)))
     }

@@ -330,7 +330,10 @@ async fn header_lists_are_bounded() {
         assert_eq!(incoming.headers.len(), 15);
         let _ = incoming.refuse(StatusCode::BAD_REQUEST, HeaderMap::new());
     });
-    assert!(matches!(answer, Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, .. })), "{answer:?}");
+    assert!(
+        matches!(answer, Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, .. })),
+        "{answer:?}"
+    );
     let refused = handle.connect(ask(72 << 10)).await.map(drop).unwrap_err();
     match &refused {
         ConnectError::Refused { status, .. } => {

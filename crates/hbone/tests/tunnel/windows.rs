@@ -168,7 +168,8 @@ async fn ambient_peer(io: DuplexStream, read: Arc<AtomicUsize>) {
 #[tokio::test(start_paused = true)]
 async fn stalled_streams_send_new_ones_elsewhere_at_an_ambient_peer() {
     let (client, _) = configs();
-    let pool: Pool<&str, std::io::Error> = Pool::new(PoolConfig { client, ..PoolConfig::default() }, spawner());
+    let pool: Pool<&str, std::io::Error> =
+        Pool::new(PoolConfig { client, ..PoolConfig::default() }, spawner());
     let read = Arc::new(AtomicUsize::new(0));
     let dial = || async {
         let (near, far) = duplex(64 << 10);
@@ -199,7 +200,7 @@ async fn stalled_streams_send_new_ones_elsewhere_at_an_ambient_peer() {
     eventually("all of it arrives", || read.load(Ordering::Relaxed) == all).await;
 }
 
-/// Trap 19: while stalled readers hold all of the budget, other streams have small windows, and still move; when the readers
+/// TRAP19: while stalled readers hold all of the budget, other streams have small windows, and still move; when the readers
 /// catch up, the windows are whole again.
 #[tokio::test(start_paused = true)]
 async fn stalled_readers_are_bounded_together() {

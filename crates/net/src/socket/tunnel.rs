@@ -34,7 +34,8 @@ pub fn tune_tunnel(stream: &impl AsFd) -> io::Result<()> {
 
 /// None: leave it to the kernel.
 fn receive_buffer(round_trip: Duration) -> Option<u32> {
-    let in_flight = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).saturating_mul(RATE / 1_000_000);
+    let in_flight =
+        u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).saturating_mul(RATE / 1_000_000);
     (in_flight <= MOST).then(|| u32::try_from(in_flight.max(LEAST)).expect("at most 4 MiB"))
 }
 
