@@ -146,15 +146,15 @@ async fn ambient_peer(io: DuplexStream, read: Arc<AtomicUsize>) {
         .initial_connection_window_size(16 << 20)
         .max_frame_size(1 << 20)
         .max_concurrent_streams(200);
-    let mut connection = builder.handshake::<_, Bytes>(io).await.unwrap();
+    let mut connection = builder.handshake::<_, Bytes>(io).await.expect("handshake");
     let mut held = Vec::new();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
-        held.push(respond.send_response(Response::new(()), false).unwrap());
-        let reads = request.uri().authority().unwrap().as_str().ends_with(":80");
+        held.push(respond.send_response(Response::new(()), false).expect("the client waits"));
+        let reads = request.uri().authority().expect("CONNECT").as_str().ends_with(":80");
         let (mut body, read) = (request.into_body(), read.clone());
         spawn(async move {
             while reads && let Some(Ok(chunk)) = body.data().await {
-                body.flow_control().release_capacity(chunk.len()).unwrap();
+                body.flow_control().release_capacity(chunk.len()).expect("was received");
                 read.fetch_add(chunk.len(), Ordering::Relaxed);
             }
             std::future::pending::<()>().await;
