@@ -23,6 +23,7 @@ pub mod link;
 mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod probes;
 pub mod redirect;
 mod route;
 pub mod seqpacket;

@@ -25,6 +25,8 @@ fn every_expression() -> Vec<Rule> {
             .destination_in("nets", false)
             .verdict(Verdict::Jump("sub".into())),
         Rule::new("sets6").udp().dport(53).destination_in("nets6", true).verdict(Verdict::Goto("sub".into())),
+        Rule::new("pairs").tcp().sport_in("ports").destination_and_port_in("pairs", false).ct_status(32),
+        Rule::new("pairs6").tcp().destination_and_port_in("pairs6", true).skuid(0),
         Rule::new("marks").set_mark(7).set_ct_mark(1, 0xf).restore_mark(),
         Rule::new("nat").ipv4().tcp().one_in(3).dnat(to4),
         Rule::new("nat6").ipv6().tcp().dnat(to6),
@@ -39,10 +41,14 @@ fn fill(batch: &mut Batch, rules: &[Rule]) -> (Vec<Chain>, Vec<Set>) {
     let nets: Vec<ipnet::IpNet> = ["10.0.0.0/8", "10.0.0.0/16", "255.255.255.0/24", "fd00::/8", "ff00::/8"]
         .map(|n| n.parse().unwrap())
         .to_vec();
+    let pairs: std::collections::BTreeSet<std::net::SocketAddr> =
+        ["10.0.0.1:80", "10.0.0.1:443", "10.0.0.2:80", "[fd00::1]:80"].map(|it| it.parse().unwrap()).into();
     let sets = vec![
         set("ports", SetKey::Ports([80, 443].into())),
         set("nets", SetKey::Ipv4(nets.clone())),
         set("nets6", SetKey::Ipv6(nets)),
+        set("pairs", SetKey::Ipv4Port(pairs.clone())),
+        set("pairs6", SetKey::Ipv6Port(pairs)),
     ];
     batch.replace_table("t");
     for set in &sets {
@@ -64,12 +70,14 @@ fn every_expression_is_accepted_and_reads_back_as_written() {
     let mut batch = Batch::new();
     let (chains, sets) = fill(&mut batch, &rules);
     batch.commit(&ns).unwrap();
-    let installed = read_table(&ns, "t", &["ports", "nets", "nets6"]).unwrap();
+    let installed = read_table(&ns, "t", &["ports", "nets", "nets6", "pairs", "pairs6"]).unwrap();
     assert!(installed.has_chains(&chains));
+    assert_eq!(installed.pairs(3).len(), 3);
+    assert_eq!(installed.pairs(4), ["[fd00::1]:80".parse().unwrap()]);
     assert!(!installed.has_chains(&chains[..1]));
     for (index, set) in sets.iter().enumerate() {
         assert!(installed.has_set(index, set), "{}", set.name);
-        assert!(!installed.has_set((index + 1) % 3, set), "{}", set.name);
+        assert!(!installed.has_set((index + 1) % 5, set), "{}", set.name);
     }
     assert!(installed.has_rules("out", &rules));
     // Each rule is told from each other, and order matters.

@@ -80,17 +80,19 @@ async fn loopback_and_self_calls_are_not_captured() {
     within(stub.accept()).await.unwrap();
 }
 
-/// C36, C42.
+/// C36, C42: unlike there only at ports that probes declare.
 #[tokio::test]
 async fn probes_the_tunnel_port_and_excluded_ports_are_not_captured_inbound() {
     let world = World::new();
     // The client plays the node: its address is where probes come from.
     let config = RedirectConfig {
         probe_source: Some(CLIENT[0].parse().unwrap()),
+        probe_ports: BTreeSet::from([8080]),
         exclude_inbound_ports: BTreeSet::from([9000]),
         ..config()
     };
     install(&world.pod, &config).unwrap();
+    assert_eq!(verify(&world.pod, &config).unwrap(), Verdict::Intact);
     let proxy = listen_any(&world.pod, 15006, Some(PROXY_MARK));
     let app = listen_any(&world.pod, 8080, None);
     let _probe = dial(&world.client, addr(POD[0], 8080), None).await.unwrap();
@@ -104,6 +106,94 @@ async fn probes_the_tunnel_port_and_excluded_ports_are_not_captured_inbound() {
     let _peer = dial(&world.client, addr(POD[1], 8080), None).await.unwrap();
     let (accepted, _) = within(proxy.accept()).await.unwrap();
     assert_eq!(original_destination(&accepted).unwrap(), addr(POD[1], 8080));
+    // From the probes' address, a port that no probe declares.
+    let _peer = dial(&world.client, addr(POD[0], 8081), None).await.unwrap();
+    let (accepted, _) = within(proxy.accept()).await.unwrap();
+    assert_eq!(original_destination(&accepted).unwrap(), addr(POD[0], 8081));
+}
+
+/// C13: what arrives from a machine or container behind the pod is the pod's own outbound traffic, whatever its port.
+#[tokio::test]
+async fn what_is_behind_a_virtual_interface_goes_to_the_outbound_port() {
+    let world = World::new();
+    // The client plays a machine behind the pod's interface.
+    let config = RedirectConfig { virtual_interfaces: BTreeSet::from(["eth0".to_owned()]), ..config() };
+    install(&world.pod, &config).unwrap();
+    assert_eq!(verify(&world.pod, &config).unwrap(), Verdict::Intact);
+    let outbound = listen_any(&world.pod, 15001, Some(PROXY_MARK));
+    let _inbound = listen_any(&world.pod, 15006, Some(PROXY_MARK));
+    for ip in POD {
+        for port in [80, 15008] {
+            let _behind = dial(&world.client, addr(ip, port), None).await.unwrap();
+            let (accepted, _) = within(outbound.accept()).await.unwrap();
+            assert_eq!(original_destination(&accepted).unwrap(), addr(ip, port));
+        }
+    }
+    // TCP only.
+    let server = udp(&world.pod, addr(POD[0], 4000), None);
+    udp(&world.client, addr(CLIENT[0], 0), None).send_to(b"plain", addr(POD[0], 4000)).await.unwrap();
+    arrives(&server, b"plain").await;
+}
+
+/// C45: UDP other than DNS, ICMP, SCTP and whatever else there is: untouched, both ways, though the proxy listens, and also while the
+/// guard watches. SCTP needs no support of the kernel's here: its packets are sent and received raw.
+#[tokio::test]
+async fn other_protocols_are_untouched() {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let world = World::new();
+    install(&world.pod, &config()).unwrap();
+    let guard = culvert_net::redirect::Guard::open(&world.pod).unwrap();
+    guard.guard(&config()).unwrap();
+    let raw = |ns: &NetNs, domain, protocol: i32| {
+        let socket = ns.run(|| Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))).unwrap();
+        socket.set_read_timeout(Some(common::SOON)).unwrap();
+        socket
+    };
+    // SCTP INIT: ports 40000 and 8080, no tag, checksum not looked at; and a number that nobody uses.
+    let mut sctp = [&40_000_u16.to_be_bytes()[..], &8080_u16.to_be_bytes(), &[0; 8], &[1, 0, 0, 20]].concat();
+    sctp.extend([0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    for family in [0, 1] {
+        let domain = [Domain::IPV4, Domain::IPV6][family];
+        for (from, to, source, target) in
+            [(&world.pod, &world.client, POD, CLIENT), (&world.client, &world.pod, CLIENT, POD)]
+        {
+            for (protocol, payload) in [(132, sctp.clone()), (253, b"experiment".to_vec())] {
+                let (sender, receiver) = (raw(from, domain, protocol), raw(to, domain, protocol));
+                sender.send_to(&payload, &addr(target[family], 0).into()).unwrap();
+                let mut buf = vec![std::mem::MaybeUninit::uninit(); 256];
+                let (length, seen) = receiver.recv_from(&mut buf).unwrap();
+                assert_eq!(seen.as_socket().unwrap().ip(), addr(source[family], 0).ip());
+                assert!(length >= payload.len());
+            }
+            for port in [15001, 15006, 15008, 4000] {
+                let server = udp(to, addr(target[family], port), None);
+                let client = udp(from, addr(source[family], 0), None);
+                client.send_to(b"there", addr(target[family], port)).await.unwrap();
+                let seen = arrives(&server, b"there").await;
+                assert_eq!(seen, client.local_addr().unwrap());
+                server.send_to(b"back", seen).await.unwrap();
+                assert_eq!(arrives(&client, b"back").await, addr(target[family], port));
+            }
+            echo(from, addr(target[family], 0), family == 1);
+        }
+    }
+    assert_eq!(culvert_net::redirect::stopped(&world.pod), Some(0));
+}
+
+/// One ICMP echo request and its answer.
+fn echo(from: &NetNs, to: SocketAddr, v6: bool) {
+    use socket2::{Domain, Protocol, Socket, Type};
+    common::ns_write(from, "/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    let (domain, protocol, kind) = match v6 {
+        false => (Domain::IPV4, Protocol::ICMPV4, 8),
+        true => (Domain::IPV6, Protocol::ICMPV6, 128),
+    };
+    let socket = from.run(|| Socket::new(domain, Type::DGRAM, Some(protocol))).unwrap();
+    socket.set_read_timeout(Some(common::SOON)).unwrap();
+    socket.send_to(&[kind, 0, 0, 0, 0, 0, 0, 1, b'h', b'i'], &to.into()).unwrap();
+    let mut buf = [std::mem::MaybeUninit::uninit(); 64];
+    let (length, peer) = socket.recv_from(&mut buf).unwrap();
+    assert_eq!((length, peer.as_socket().unwrap().ip()), (10, to.ip()));
 }
 
 /// C46, R10.

@@ -57,6 +57,35 @@ async fn inbound_is_delivered_from_the_clients_address_and_answers_come_back() {
     }
 }
 
+/// R07, C12: a pod that takes its plaintext itself still gets what comes through the tunnel, from the client's address.
+#[tokio::test]
+async fn bypassing_inbound_capture_leaves_the_tunnel_its_way_back() {
+    let world = World::new();
+    let config = RedirectConfig { bypass_inbound: true, ..config() };
+    install(&world.pod, &config).unwrap();
+    let tunnel = listen_any(&world.pod, 15008, Some(PROXY_MARK));
+    for (client_ip, pod_ip) in CLIENT.into_iter().zip(POD) {
+        let target = addr(pod_ip, 8080);
+        let app = listen(&world.pod, target);
+        // Plaintext goes straight to the application.
+        let mut client = dial(&world.client, target, None).await.unwrap();
+        let (mut served, peer) = within(app.accept()).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        exchange(&mut client, &mut served).await;
+        // The tunnel ends here, and what it carries is delivered.
+        let mut peer = dial(&world.client, addr(pod_ip, 15008), None).await.unwrap();
+        let (mut inbound, _) = within(tunnel.accept()).await.unwrap();
+        let source = Some(addr(client_ip, 0));
+        let options = DialOptions { mark: Some(PROXY_MARK), source, ..Default::default() };
+        let mut upstream = connect(&world.pod, target, &options, SOON).await.unwrap();
+        let (mut served, seen) = within(app.accept()).await.unwrap();
+        assert_eq!(seen.ip(), addr(client_ip, 0).ip());
+        exchange(&mut peer, &mut inbound).await;
+        exchange(&mut upstream, &mut served).await;
+        bulk(&mut served, &mut upstream).await;
+    }
+}
+
 async fn bulk(from: &mut TcpStream, to: &mut TcpStream) {
     let data = vec![b'x'; 1 << 20];
     let mut got = vec![0; data.len()];

@@ -79,6 +79,26 @@ impl Batch {
         })
     }
 
+    /// Like [`replace_table`](Self::replace_table), for a table that belongs to the socket which sends this: only from that socket can it
+    /// be changed, it outlives a flush of the whole ruleset by somebody else, and it ends with the socket (kernel 5.12).
+    pub(crate) fn replace_owned_table(&mut self, table: &str) -> &mut Self {
+        self.delete_owned_table(table).add_owned_table(table)
+    }
+
+    fn add_owned_table(&mut self, table: &str) -> &mut Self {
+        self.push(format!("add table {table}"), code::NEW_TABLE, CREATE, |a| {
+            a.put_str(code::TABLE_NAME, table).put_be(code::TABLE_FLAGS, code::TABLE_FLAG_OWNER);
+        })
+    }
+
+    /// Removes a table of the socket's own; it may be missing.
+    pub(crate) fn delete_owned_table(&mut self, table: &str) -> &mut Self {
+        self.name(table);
+        self.add_owned_table(table).push(format!("delete table {table}"), code::DEL_TABLE, 0, |a| {
+            a.put_str(code::TABLE_NAME, table);
+        })
+    }
+
     /// Makes a table empty, whether or not it existed.
     pub fn replace_table(&mut self, table: &str) -> &mut Self {
         self.delete_table(table).add_table(table)
@@ -147,6 +167,15 @@ impl Batch {
     /// # Errors
     /// See [`NftError`]; in every case nothing has changed.
     pub fn commit(&self, ns: &NetNs) -> Result<(), NftError> {
+        ns.netfilter(|socket| match self.commit_by(socket) {
+            // The socket is in an unknown state.
+            Err(NftError::Io(error)) => Err(error),
+            outcome => Ok(outcome),
+        })?
+    }
+
+    /// Applies the transaction in the namespace of this socket.
+    pub(crate) fn commit_by(&self, socket: &mut NetlinkSocket) -> Result<(), NftError> {
         if let Some(name) = &self.bad_name {
             return Err(NftError::BadName(name.clone()));
         }
@@ -154,14 +183,12 @@ impl Batch {
             return Err(NftError::TooLarge(self.operations.len()));
         }
         let count = self.operations.len() as u32;
-        ns.netfilter(|socket| {
-            let first = socket.sequence(count + 2);
-            socket.send(&self.encode(first))?;
-            socket.set_nonblocking(true)?;
-            let outcome = self.outcome(socket, first);
-            socket.set_nonblocking(false)?;
-            outcome
-        })?
+        let first = socket.sequence(count + 2);
+        socket.send(&self.encode(first))?;
+        socket.set_nonblocking(true)?;
+        let outcome = self.outcome(socket, first);
+        socket.set_nonblocking(false)?;
+        outcome?
     }
 
     fn encode(&self, first: u32) -> Vec<u8> {

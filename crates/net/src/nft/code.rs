@@ -25,6 +25,9 @@ pub(crate) const NFPROTO_IPV6: u8 = 10;
 pub(crate) const LIST_ELEM: u16 = 1;
 
 pub(crate) const TABLE_NAME: u16 = 1;
+pub(crate) const TABLE_FLAGS: u16 = 2;
+/// The table belongs to the netlink socket that made it: nobody else changes it, and it goes with the socket (kernel 5.12).
+pub(crate) const TABLE_FLAG_OWNER: u32 = 2;
 
 pub(crate) const CHAIN_TABLE: u16 = 1;
 pub(crate) const CHAIN_NAME: u16 = 3;
@@ -63,6 +66,8 @@ pub(crate) const GEN_PROC_NAME: u16 = 3;
 pub(crate) const REG_VERDICT: u32 = 0;
 pub(crate) const REG_1: u32 = 1;
 pub(crate) const REG_2: u32 = 2;
+/// The second four bytes of register 1.
+pub(crate) const REG32_01: u32 = 9;
 
 pub(crate) const META_DREG: u16 = 1;
 pub(crate) const META_KEY: u16 = 2;
@@ -91,6 +96,11 @@ pub(crate) const LOOKUP_SREG: u16 = 2;
 pub(crate) const LOOKUP_FLAGS: u16 = 5;
 pub(crate) const IMMEDIATE_DREG: u16 = 1;
 pub(crate) const IMMEDIATE_DATA: u16 = 2;
+pub(crate) const COUNTER_PACKETS: u16 = 2;
+pub(crate) const SOCKET_KEY: u16 = 1;
+pub(crate) const SOCKET_DREG: u16 = 2;
+pub(crate) const SOCKET_LEVEL: u16 = 3;
+pub(crate) const SOCKET_CGROUP_V2: u32 = 3;
 pub(crate) const DATA_VALUE: u16 = 1;
 pub(crate) const DATA_VERDICT: u16 = 2;
 pub(crate) const VERDICT_CODE: u16 = 1;
@@ -133,6 +143,7 @@ pub(crate) const fn ct(key: Ct) -> u32 {
     match key {
         Ct::State => 0,
         Ct::Direction => 1,
+        Ct::Status => 2,
         Ct::Mark => 3,
         Ct::Zone => 17,
     }

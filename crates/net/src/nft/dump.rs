@@ -1,11 +1,12 @@
 //! What a table holds now, and whether that is what was meant.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::batch::{request, userdata};
 use super::code;
 use super::expr::Rule;
-use super::table::{Chain, Element, Set, chain_shape};
+use super::table::{Chain, Element, Set, chain_shape, unpair};
 use crate::NetNs;
 use crate::netlink::attr::{self, attrs};
 use crate::netlink::{Answers, NetlinkSocket, attr::Attrs};
@@ -66,6 +67,26 @@ impl Installed {
     #[must_use]
     pub fn comments(&self) -> Vec<(String, String)> {
         self.rules.iter().map(|r| (chain_of(r).to_owned(), comment(r))).collect()
+    }
+
+    /// Packets counted by each rule that counts, under its comment.
+    #[must_use]
+    pub fn counted(&self) -> Vec<(String, u64)> {
+        let packets = |rule: &Vec<u8>| {
+            let list = attr::find(rule, code::RULE_EXPRESSIONS)?;
+            let counter =
+                attrs(list).find(|e| attr::find_str(e.value, code::EXPR_NAME) == Some("counter"))?;
+            let data = attr::find(counter.value, code::EXPR_DATA)?;
+            let count = attr::find(data, code::COUNTER_PACKETS)?.first_chunk::<8>()?;
+            Some((comment(rule), u64::from_be_bytes(*count)))
+        };
+        self.rules.iter().filter_map(packets).collect()
+    }
+
+    /// The pairs of address and port in the set at this place of the list given to [`read_table`].
+    #[must_use]
+    pub fn pairs(&self, index: usize) -> Vec<SocketAddr> {
+        self.sets.get(index).into_iter().flatten().filter_map(unpair).collect()
     }
 
     /// Whether the table holds exactly these chains, with their hooks.

@@ -34,6 +34,8 @@ pub(crate) enum Ct {
     State,
     /// The packet's direction: 0 original, 1 reply.
     Direction,
+    /// What has happened to it, as a bit set: see [`Rule::ct_status`].
+    Status,
     /// Connection mark.
     Mark,
     /// Conntrack zone; only to set, before tracking (priority below -200).
@@ -118,8 +120,12 @@ impl Rule {
     }
 
     fn load_payload(self, base: u32, offset: u32, len: u32) -> Self {
+        self.load_payload_to(code::REG_1, base, offset, len)
+    }
+
+    fn load_payload_to(self, register: u32, base: u32, offset: u32, len: u32) -> Self {
         self.push("payload", |a| {
-            a.put_be(code::PAYLOAD_DREG, code::REG_1)
+            a.put_be(code::PAYLOAD_DREG, register)
                 .put_be(code::PAYLOAD_BASE, base)
                 .put_be(code::PAYLOAD_OFFSET, offset)
                 .put_be(code::PAYLOAD_LEN, len);
@@ -230,6 +236,21 @@ impl Rule {
         self.load_payload(code::TRANSPORT_HEADER, 2, 2).lookup(set, false)
     }
 
+    /// Source port in a set of `inet_service`.
+    #[must_use]
+    pub fn sport_in(self, set: &str) -> Self {
+        self.load_payload(code::TRANSPORT_HEADER, 0, 2).lookup(set, false)
+    }
+
+    /// Destination address and port in a set of pairs; tests the family too. TCP or UDP must have been tested before.
+    #[must_use]
+    pub fn destination_and_port_in(self, set: &str, v6: bool) -> Self {
+        let rule = if v6 { self.ipv6() } else { self.ipv4() };
+        // The parts of a key lie in registers one after the other.
+        let second = if v6 { code::REG_2 } else { code::REG32_01 };
+        rule.load_address(v6, true).load_payload_to(second, code::TRANSPORT_HEADER, 2, 2).lookup(set, false)
+    }
+
     /// Source address in a network; tests the family too.
     #[must_use]
     pub fn source(self, net: impl Into<IpNet>) -> Self {
@@ -285,6 +306,18 @@ impl Rule {
         self.load_meta(Meta::SkUid).cmp(Cmp::Eq, &uid.to_ne_bytes())
     }
 
+    /// The sending socket is of a process in the cgroup (of version 2) with this id, or in one below it; `level` says how far the
+    /// cgroup is below the root. Not in postrouting (kernel 5.13).
+    #[must_use]
+    pub fn cgroup(self, level: u32, id: u64) -> Self {
+        self.push("socket", |a| {
+            a.put_be(code::SOCKET_DREG, code::REG_1)
+                .put_be(code::SOCKET_KEY, code::SOCKET_CGROUP_V2)
+                .put_be(code::SOCKET_LEVEL, level);
+        })
+        .cmp(Cmp::Eq, &id.to_ne_bytes())
+    }
+
     /// Packet mark under a mask.
     #[must_use]
     pub fn mark(self, op: Cmp, value: u32, mask: u32) -> Self {
@@ -301,6 +334,12 @@ impl Rule {
     #[must_use]
     pub fn ct_state(self, bits: u32) -> Self {
         self.load_ct(Ct::State).bitwise(&bits.to_ne_bytes(), &[0; 4]).cmp(Cmp::Ne, &[0; 4])
+    }
+
+    /// Connection status has any of these bits: confirmed 8, source translated 16, destination translated 32.
+    #[must_use]
+    pub fn ct_status(self, bits: u32) -> Self {
+        self.load_ct(Ct::Status).bitwise(&bits.to_ne_bytes(), &[0; 4]).cmp(Cmp::Ne, &[0; 4])
     }
 
     /// Packets of the connection's reply direction, or of its original one.

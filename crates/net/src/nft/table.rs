@@ -1,7 +1,7 @@
 //! What a table is made of: chains and sets.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -92,6 +92,10 @@ pub enum SetKey {
     Ipv6(Vec<IpNet>),
     /// TCP or UDP ports.
     Ports(BTreeSet<u16>),
+    /// Pairs of IPv4 address and port; those of IPv6 are left out.
+    Ipv4Port(BTreeSet<SocketAddr>),
+    /// Pairs of IPv6 address and port; those of IPv4 are left out.
+    Ipv6Port(BTreeSet<SocketAddr>),
 }
 
 /// A constant set, filled when it is made.
@@ -112,6 +116,8 @@ impl Set {
             SetKey::Ports(ports) => ports.iter().map(|p| (p.to_be_bytes().to_vec(), false)).collect(),
             SetKey::Ipv4(nets) => intervals(nets.iter().filter(|n| n.addr().is_ipv4())),
             SetKey::Ipv6(nets) => intervals(nets.iter().filter(|n| n.addr().is_ipv6())),
+            SetKey::Ipv4Port(pairs) => pairs.iter().filter(|p| p.is_ipv4()).map(pair).collect(),
+            SetKey::Ipv6Port(pairs) => pairs.iter().filter(|p| p.is_ipv6()).map(pair).collect(),
         }
     }
 
@@ -121,8 +127,29 @@ impl Set {
             SetKey::Ipv4(_) => (7, 4, code::SET_FLAG_INTERVAL | code::SET_FLAG_CONSTANT),
             SetKey::Ipv6(_) => (8, 16, code::SET_FLAG_INTERVAL | code::SET_FLAG_CONSTANT),
             SetKey::Ports(_) => (13, 2, code::SET_FLAG_CONSTANT),
+            // Each part takes whole registers of 4 bytes; 6 bits a part in the type.
+            SetKey::Ipv4Port(_) => (7 << 6 | 13, 8, code::SET_FLAG_CONSTANT),
+            SetKey::Ipv6Port(_) => (8 << 6 | 13, 20, code::SET_FLAG_CONSTANT),
         }
     }
+}
+
+fn pair(pair: &SocketAddr) -> Element {
+    let mut key = octets(pair.ip());
+    key.extend_from_slice(&pair.port().to_be_bytes());
+    key.extend_from_slice(&[0; 2]);
+    (key, false)
+}
+
+/// The other way round; `None` for a key of another shape.
+pub(crate) fn unpair((key, _): &Element) -> Option<SocketAddr> {
+    let (address, rest) = key.split_at_checked(key.len().checked_sub(4)?)?;
+    let ip = match address.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_be_bytes([rest[0], rest[1]])))
 }
 
 /// Each network as a start and, unless it reaches the last address, an end; adjacent ones joined.

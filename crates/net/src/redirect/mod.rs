@@ -14,6 +14,7 @@
 //! Everything is in one inet table and one transaction, so there is no moment in which half of it is in force. The rules
 //! are those of ambient (rows C35 to C46), with conntrack redirection and not tproxy (C41).
 
+mod guard;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,8 @@ use crate::netlink::Message;
 use crate::nft::{Batch, NftError, read_table};
 use crate::route::{Family, MarkRule, Routing, ipv6_enabled};
 
+pub use guard::{Guard, stopped};
+
 /// Name of the table of family inet that holds all of it.
 pub const TABLE: &str = "culvert";
 /// Name of the table that closes a pod while its rules are written again.
@@ -35,7 +38,7 @@ const GATE: &str = "culvert_gate";
 pub const ROUTE_TABLE: u8 = 100;
 /// Preference of the routing rule (C39).
 pub const RULE_PREFERENCE: u32 = 32764;
-/// Exclusions of one pod, addresses and ports together. Bounds the transaction and what a pod's annotation can cost.
+/// Exclusions of one pod, addresses, ports and interfaces together, and its probes' ports. Bounds the transaction and what a pod's annotation can cost.
 pub const MAX_EXCLUSIONS: usize = 1024;
 
 /// Whether connections may be tracked from the middle; a namespace is made with 1.
@@ -67,10 +70,14 @@ pub struct RedirectConfig {
     pub proxy_mark: Mark,
     /// Mark of connections that the proxy opened to the application, and of the replies (C40).
     pub return_mark: Mark,
-    /// Address from which the kubelet's probes appear to come: plaintext, never redirected (C42).
+    /// Address from which the kubelet's probes appear to come: plaintext, at [`probe_ports`](Self::probe_ports) never redirected (C42).
     pub probe_source: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub probe_source_v6: Option<Ipv6Addr>,
+    /// The ports that the pod's probes declare. Unlike C42, probes pass at no other.
+    pub probe_ports: BTreeSet<u16>,
+    /// Interfaces behind which other machines or containers are: TCP that arrives there is the pod's own outbound traffic (C13).
+    pub virtual_interfaces: BTreeSet<String>,
     /// Destinations that the pod reaches without the mesh. TCP only, and DNS capture comes first.
     pub exclude_outbound: Vec<IpNet>,
     /// Destination ports that the pod reaches without the mesh. TCP only, and DNS capture comes first.
@@ -95,6 +102,8 @@ impl Default for RedirectConfig {
             probe_source_v6: Some(Ipv6Addr::new(
                 0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
             )),
+            probe_ports: BTreeSet::new(),
+            virtual_interfaces: BTreeSet::new(),
             exclude_outbound: Vec::new(),
             exclude_outbound_ports: BTreeSet::new(),
             exclude_inbound_ports: BTreeSet::new(),
@@ -109,7 +118,13 @@ impl RedirectConfig {
     #[must_use]
     pub fn return_path_only(&self) -> Self {
         let everywhere = [Ipv4Net::default().into(), Ipv6Net::default().into()];
-        Self { dns_port: None, bypass_inbound: true, exclude_outbound: everywhere.to_vec(), ..self.clone() }
+        Self {
+            dns_port: None,
+            bypass_inbound: true,
+            virtual_interfaces: BTreeSet::new(),
+            exclude_outbound: everywhere.to_vec(),
+            ..self.clone()
+        }
     }
 }
 
@@ -185,7 +200,9 @@ pub fn set_established(ns: &NetNs, established: Established) -> io::Result<()> {
 pub fn install(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError> {
     let exclusions = config.exclude_outbound.len()
         + config.exclude_outbound_ports.len()
-        + config.exclude_inbound_ports.len();
+        + config.exclude_inbound_ports.len()
+        + config.probe_ports.len()
+        + config.virtual_interfaces.len();
     if exclusions > MAX_EXCLUSIONS {
         return Err(RedirectError::TooManyExclusions(exclusions));
     }
@@ -199,17 +216,7 @@ pub fn install(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError>
     let program = rules::program(config);
     let mut batch = Batch::new();
     batch.replace_table(TABLE);
-    for set in &program.sets {
-        batch.add_set(TABLE, set);
-    }
-    for (chain, _) in &program.chains {
-        batch.add_chain(TABLE, chain);
-    }
-    for (chain, rules) in &program.chains {
-        for rule in rules {
-            batch.add_rule(TABLE, &chain.name, rule);
-        }
-    }
+    program.put(&mut batch, TABLE);
     Ok(batch.commit(ns)?)
 }
 

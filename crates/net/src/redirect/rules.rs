@@ -16,6 +16,8 @@ const NAT: i32 = -100;
 
 /// After NAT, when it is settled by which interface a packet leaves.
 const FILTER: i32 = 0;
+/// After source NAT.
+const LAST: i32 = 300;
 
 const DNS: u16 = 53;
 /// Conntrack zone of the proxy's own DNS queries (C38).
@@ -27,11 +29,29 @@ const OUTBOUND_V4: &str = "exclude_outbound_v4";
 const OUTBOUND_V6: &str = "exclude_outbound_v6";
 const OUTBOUND_PORTS: &str = "exclude_outbound_ports";
 const INBOUND_PORTS: &str = "exclude_inbound_ports";
+const PROBE_PORTS: &str = "probe_ports";
 
 /// All that goes into the table.
 pub(super) struct Program {
     pub sets: Vec<Set>,
     pub chains: Vec<(Chain, Vec<Rule>)>,
+}
+
+impl Program {
+    /// Adds all of it to a table that is empty.
+    pub(super) fn put(&self, batch: &mut Batch, table: &str) {
+        for set in &self.sets {
+            batch.add_set(table, set);
+        }
+        for (chain, _) in &self.chains {
+            batch.add_chain(table, chain);
+        }
+        for (chain, rules) in &self.chains {
+            for rule in rules {
+                batch.add_rule(table, &chain.name, rule);
+            }
+        }
+    }
 }
 
 pub(super) fn program(config: &RedirectConfig) -> Program {
@@ -52,12 +72,16 @@ pub(super) fn program(config: &RedirectConfig) -> Program {
         chains
             .push((Chain::base("raw_prerouting", HookType::Filter, Prerouting, RAW), raw_prerouting(config)));
     }
+    leave_ipv6(config, &mut chains);
+    Program { sets: sets(config), chains }
+}
+
+fn leave_ipv6(config: &RedirectConfig, chains: &mut [(Chain, Vec<Rule>)]) {
     if !config.ipv6 {
-        for (_, rules) in &mut chains {
+        for (_, rules) in chains {
             rules.insert(0, Rule::new("IPv6 is not redirected").ipv6().accept());
         }
     }
-    Program { sets: sets(config), chains }
 }
 
 /// Drops what enters or leaves, before connection tracking sees it.
@@ -87,6 +111,9 @@ fn sets(config: &RedirectConfig) -> Vec<Set> {
     }
     if !config.exclude_inbound_ports.is_empty() {
         sets.push(set(INBOUND_PORTS, SetKey::Ports(config.exclude_inbound_ports.clone())));
+    }
+    if !config.probe_ports.is_empty() {
+        sets.push(set(PROBE_PORTS, SetKey::Ports(config.probe_ports.clone())));
     }
     sets
 }
@@ -131,15 +158,15 @@ fn filter_postrouting(config: &RedirectConfig) -> Vec<Rule> {
 fn nat_prerouting(config: &RedirectConfig) -> Vec<Rule> {
     let proxy = config.proxy_mark;
     let mut rules = loopback_passes();
+    for interface in &config.virtual_interfaces {
+        let arriving = |comment: &str| Rule::new(comment).iifname(Cmp::Eq, interface);
+        rules.push(arriving("behind the pod: outbound").tcp().redirect(config.outbound_port));
+        rules.push(arriving("behind the pod: the rest passes").accept());
+    }
     if config.bypass_inbound {
         return rules;
     }
-    for source in probes(config) {
-        rules.push(Rule::new("probes pass").tcp().source(source).accept());
-    }
-    if !config.exclude_inbound_ports.is_empty() {
-        rules.push(Rule::new("excluded inbound ports pass").tcp().dport_in(INBOUND_PORTS).accept());
-    }
+    rules.extend(inbound_passes(config));
     rules.push(
         Rule::new("inbound to the proxy")
             .tcp()
@@ -154,11 +181,7 @@ fn nat_prerouting(config: &RedirectConfig) -> Vec<Rule> {
 fn nat_output(config: &RedirectConfig) -> Vec<Rule> {
     let (proxy, back) = (config.proxy_mark, config.return_mark);
     let mut rules = loopback_passes();
-    if !config.bypass_inbound {
-        for source in probes(config) {
-            rules.push(Rule::new("answers to probes pass").tcp().destination(source).accept());
-        }
-    }
+    rules.extend(probe_answers_pass(config));
     if let Some(port) = config.dns_port {
         // A resolver in the pod itself, reached over lo, is left alone for UDP.
         rules.push(
@@ -185,6 +208,38 @@ fn nat_output(config: &RedirectConfig) -> Vec<Rule> {
     );
     // C43: the pod's own address is reached over lo; a Service address of its own is not, and is captured.
     rules.push(Rule::new("self calls pass").oifname(Cmp::Eq, "lo").accept());
+    rules.extend(outbound_passes(config));
+    rules.push(
+        Rule::new("outbound to the proxy")
+            .tcp()
+            .mark(Cmp::Ne, proxy.value, proxy.mask)
+            .redirect(config.outbound_port),
+    );
+    rules
+}
+
+/// Probes at the ports that are probed, and exclusions.
+fn inbound_passes(config: &RedirectConfig) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if !config.probe_ports.is_empty() {
+        let probe = |source| Rule::new("probes pass").tcp().source(source).dport_in(PROBE_PORTS).accept();
+        rules.extend(probes(config).map(probe));
+    }
+    if !config.exclude_inbound_ports.is_empty() {
+        rules.push(Rule::new("excluded inbound ports pass").tcp().dport_in(INBOUND_PORTS).accept());
+    }
+    rules
+}
+
+fn probe_answers_pass(config: &RedirectConfig) -> Vec<Rule> {
+    let answer =
+        |source| Rule::new("answers to probes pass").tcp().destination(source).sport_in(PROBE_PORTS).accept();
+    let probed = !config.bypass_inbound && !config.probe_ports.is_empty();
+    probes(config).filter(|_| probed).map(answer).collect()
+}
+
+fn outbound_passes(config: &RedirectConfig) -> Vec<Rule> {
+    let mut rules = Vec::new();
     for (v6, set) in [(false, OUTBOUND_V4), (true, OUTBOUND_V6)] {
         if excludes(config, v6) {
             rules.push(Rule::new("excluded destinations pass").tcp().destination_in(set, v6).accept());
@@ -193,11 +248,103 @@ fn nat_output(config: &RedirectConfig) -> Vec<Rule> {
     if !config.exclude_outbound_ports.is_empty() {
         rules.push(Rule::new("excluded outbound ports pass").tcp().dport_in(OUTBOUND_PORTS).accept());
     }
+    rules
+}
+
+/// What must not happen while the rules are in force, and would happen without them: stopped, and counted. `None` where nothing is
+/// redirected.
+///
+/// Nothing here looks at established connections other than those that are redirected, so that connections older than the rules go
+/// on (they are not tracked).
+pub(super) fn guard(config: &RedirectConfig) -> Option<Program> {
+    if *config == config.return_path_only() {
+        return None;
+    }
+    let hook = |name, point, priority| Chain::base(name, HookType::Filter, point, priority);
+    let mut chains = vec![
+        // After the destination has been rewritten.
+        (hook("output", HookPoint::Output, FILTER), guard_output(config)),
+        // After the source has been.
+        (hook("postrouting", HookPoint::Postrouting, LAST), guard_postrouting(config)),
+    ];
+    if !config.bypass_inbound {
+        chains.push((hook("input", HookPoint::Input, FILTER), guard_input(config)));
+    }
+    leave_ipv6(config, &mut chains);
+    Some(Program { sets: sets(config), chains })
+}
+
+/// The bit of a connection's state that says that it is new, of one's status that its destination is rewritten.
+const NEW: u32 = 8;
+const REDIRECTED: u32 = 32;
+
+/// A redirected packet goes to loopback. The interface shown here is the one from before that.
+fn guard_output(config: &RedirectConfig) -> Vec<Rule> {
+    let proxy = config.proxy_mark;
+    let programs = |comment: &str| Rule::new(comment).mark(Cmp::Ne, proxy.value, proxy.mask);
+    let mut rules = vec![Rule::new("local passes").oifname(Cmp::Eq, "lo").accept()];
+    rules.extend(loopback_passes());
+    if config.dns_port.is_some() {
+        rules.push(programs("DNS that was not redirected").udp().dport(DNS).counter().verdict(Verdict::Drop));
+    }
+    rules.extend(probe_answers_pass(config));
+    rules.extend(outbound_passes(config));
     rules.push(
-        Rule::new("outbound to the proxy")
+        programs("outbound that was not redirected").tcp().ct_state(NEW).counter().verdict(Verdict::Drop),
+    );
+    rules.push(
+        programs("outbound that is redirected no more")
             .tcp()
-            .mark(Cmp::Ne, proxy.value, proxy.mask)
-            .redirect(config.outbound_port),
+            .ct_reply(false)
+            .ct_status(REDIRECTED)
+            .counter()
+            .verdict(Verdict::Drop),
+    );
+    rules
+}
+
+fn guard_postrouting(config: &RedirectConfig) -> Vec<Rule> {
+    let back = config.return_mark;
+    let ports = [Some(config.outbound_port), Some(config.inbound_port), config.dns_port];
+    // Over loopback too: the program would take it for another connection's, and reset that.
+    let shown = |port| {
+        Rule::new("answers that show the proxy's port")
+            .tcp()
+            .sport(Cmp::Eq, port)
+            .ct_reply(true)
+            .ct_status(REDIRECTED)
+            .counter()
+            .verdict(Verdict::Drop)
+    };
+    let mut rules: Vec<Rule> = ports.into_iter().flatten().map(shown).collect();
+    rules.push(
+        Rule::new("answers to the proxy that left the way back")
+            .oifname(Cmp::Ne, "lo")
+            .tcp()
+            .ct_mark(Cmp::Eq, back.value, back.mask)
+            .counter()
+            .verdict(Verdict::Drop),
+    );
+    rules
+}
+
+fn guard_input(config: &RedirectConfig) -> Vec<Rule> {
+    let arriving = |comment: &str| Rule::new(comment).iifname(Cmp::Ne, "lo");
+    let mut rules = vec![Rule::new("local passes").iifname(Cmp::Eq, "lo").accept()];
+    for port in [config.hbone_port, config.inbound_port, config.outbound_port] {
+        rules.push(Rule::new("the proxy's own ports").tcp().dport(port).accept());
+    }
+    rules.extend(inbound_passes(config));
+    rules.push(
+        arriving("inbound that was not redirected").tcp().ct_state(NEW).counter().verdict(Verdict::Drop),
+    );
+    rules.push(
+        arriving("inbound that is redirected no more")
+            .tcp()
+            .ct_reply(false)
+            .ct_status(REDIRECTED)
+            .counter()
+            .verdict(Verdict::Drop),
     );
     rules
 }
