@@ -36,7 +36,7 @@ enum Command {
     /// Carry the traffic of this node's enrolled pods.
     Proxy(Box<config::ProxyConfig>),
     /// Enrol this node's pods: redirect rules, hand-over to the proxy, checks.
-    Agent(agent::AgentConfig),
+    Agent(Box<agent::AgentConfig>),
 }
 
 fn main() -> ExitCode {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             config.effective = effective;
             app::run(*config, telemetry.filter())
         }
-        Command::Agent(config) => single_threaded(agent::run(config)),
+        Command::Agent(config) => single_threaded(agent::run(*config, telemetry.filter())),
     };
     let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,

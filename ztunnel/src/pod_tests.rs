@@ -76,7 +76,7 @@ pub(crate) fn namespace() -> Arc<NetNs> {
 }
 
 /// What pods share, and the process's drain.
-fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, DrainTrigger) {
+pub(crate) fn shared(authority: &Arc<Authority>, dns: Option<SocketAddr>) -> (Arc<Shared>, DrainTrigger) {
     shared_by(authority.clone(), dns, &[])
 }
 
@@ -155,7 +155,12 @@ impl World {
         let Setup { authority, netns, name, dns } = setup;
         let (shared, trigger) = shared(&authority, dns);
         shared.state.commit(known);
-        let info = PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
+        let info = PodInfo {
+            name: name.into(),
+            namespace: "shop".into(),
+            service_account: name.into(),
+            native_tunnel: false,
+        };
         let pod = Pod::start(shared, info, netns.clone()).unwrap();
         Self { authority, netns, pod, tasks: Tasks::new("test"), _drain: trigger }
     }
@@ -479,7 +484,12 @@ fn one(query: &[u8]) -> Option<Vec<u8>> {
 }
 
 pub(crate) fn info(name: &str) -> PodInfo {
-    PodInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() }
+    PodInfo {
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        native_tunnel: false,
+    }
 }
 
 /// C67, C63: after a snapshot the pods that it did not name are no longer served; one that was to be kept is.

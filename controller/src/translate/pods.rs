@@ -1,6 +1,7 @@
 //! Pod to `istio.workload.Workload` (D17 to D23, D28).
 
 use culvert_k8s_api::core::Pod;
+pub(super) use culvert_k8s_api::enrolment::speaks_hbone;
 use culvert_k8s_api::labels;
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::{Phase, PodStatus, Redirection};
@@ -74,11 +75,6 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
             .into(),
         ..proto::Workload::default()
     }
-}
-
-/// It ends HBONE itself (D19).
-pub(super) fn speaks_hbone(of: &StringMap) -> bool {
-    of.get(labels::TUNNEL).is_some_and(|value| value.eq_ignore_ascii_case(labels::TUNNEL_HTTP))
 }
 
 pub(super) fn tunnel(hbone: bool) -> proto::TunnelProtocol {

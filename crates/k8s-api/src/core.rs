@@ -1,5 +1,6 @@
 //! Core kinds. Unknown fields are accepted and ignored.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,24 @@ pub struct Container {
     /// When it is restarted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub liveness_probe: Option<Probe>,
+    /// When the other two begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_probe: Option<Probe>,
+    /// What the kubelet does after its start and before its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// Hooks of a container, as far as they come over the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// After its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_start: Option<Probe>,
+    /// Before its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_stop: Option<Probe>,
 }
 
 /// One variable.
@@ -179,6 +198,9 @@ pub struct Probe {
     /// Asks by HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_get: Option<HttpGetAction>,
+    /// Asks by gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcAction>,
     /// Seconds before the first; 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_delay_seconds: Option<u32>,
@@ -200,9 +222,19 @@ pub struct TcpSocketAction {
     pub port: IntOrString,
 }
 
+/// A probe that asks by gRPC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrpcAction {
+    /// The port.
+    pub port: Port,
+}
+
 /// A probe that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpGetAction {
+    /// Another machine than the pod's own address; then it is no probe of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Number, or name of a container port.
     pub port: IntOrString,
     /// `/` if not given.
@@ -309,6 +341,36 @@ pub enum InternalTrafficPolicy {
     Local,
 }
 
+impl Container {
+    fn probes(&self) -> impl Iterator<Item = &Probe> {
+        let hooks = self.lifecycle.iter().flat_map(|it| [&it.post_start, &it.pre_stop]);
+        [&self.readiness_probe, &self.liveness_probe, &self.startup_probe].into_iter().chain(hooks).flatten()
+    }
+}
+
+impl Probe {
+    /// The port of the pod that it asks, if it asks the pod itself and not a command.
+    fn port_in(&self, container: &Container) -> Option<Port> {
+        if let Some(grpc) = &self.grpc {
+            return Some(grpc.port);
+        }
+        let port = match (&self.http_get, &self.tcp_socket) {
+            (Some(get), _) if get.host.is_some() => return None,
+            (Some(get), _) => &get.port,
+            (None, Some(socket)) => &socket.port,
+            (None, None) => return None,
+        };
+        match port {
+            IntOrString::Int(number) => Some(*number),
+            IntOrString::Name(name) => container
+                .ports
+                .iter()
+                .find(|port| port.protocol == Protocol::Tcp && port.name.as_deref() == Some(name))
+                .map(|port| port.container_port),
+        }
+    }
+}
+
 impl Pod {
     /// Its service account: `default` unless named.
     pub fn service_account(&self) -> &str {
@@ -316,6 +378,13 @@ impl Pod {
             None | Some("") => "default",
             Some(name) => name,
         }
+    }
+
+    /// The TCP ports of this pod that its kubelet connects to: those of probes and hooks, named or not. A name that no port has counts
+    /// for nothing, as it does for the kubelet.
+    pub fn probe_ports(&self) -> BTreeSet<Port> {
+        let containers = self.spec.init_containers.iter().chain(&self.spec.containers);
+        containers.flat_map(|container| container.probes().filter_map(|it| it.port_in(container))).collect()
     }
 
     /// The TCP port of a container port's name, the first declared winning.

@@ -4,6 +4,11 @@ use crate::core::Pod;
 use crate::labels;
 use crate::meta::StringMap;
 
+/// Whether a workload with these labels ends tunnels itself (D19, Z54).
+pub fn speaks_hbone(of: &StringMap) -> bool {
+    of.get(labels::TUNNEL).is_some_and(|value| value.eq_ignore_ascii_case(labels::TUNNEL_HTTP))
+}
+
 /// What the decision depends on besides the pod and its namespace's labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

@@ -93,15 +93,6 @@ impl Pool {
     }
 }
 
-/// Where a kubelet's probes come from: the addresses that ambient exempts from capture (C42, C50), on each node's loopback.
-/// What comes from anywhere else reaches a pod's tunnel first, which takes a connection before the pod does.
-pub fn probe_sources() -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(169, 254, 7, 127).into(),
-        Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff).into(),
-    ]
-}
-
 /// Addresses of node `n` (1-based) on the fabric: 198.18.0.(10+n) and fd00:18::(10+n, hexadecimal 10).
 pub fn node_addresses(n: u16) -> [IpAddr; 2] {
     let n = n.min(MAX_NODES);

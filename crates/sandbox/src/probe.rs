@@ -1,7 +1,8 @@
-//! Questions to a port inside a namespace: readiness of pods, as a kubelet asks, and of the system's own programs.
+//! Questions to a port inside a namespace: readiness of pods, as a kubelet asks, and of the system's own programs. A kubelet asks from its
+//! node and as root; the node's agent lets such a question through to a pod of the mesh.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,8 +21,6 @@ pub enum Probe {
     Connect {
         /// From where.
         netns: NetNs,
-        /// With this address, or the one that the route gives.
-        source: Option<IpAddr>,
         /// The port.
         target: SocketAddr,
     },
@@ -29,8 +28,6 @@ pub enum Probe {
     Get {
         /// From where.
         netns: NetNs,
-        /// With this address, or the one that the route gives.
-        source: Option<IpAddr>,
         /// The port.
         target: SocketAddr,
         /// The path.
@@ -45,11 +42,11 @@ impl Probe {
     pub async fn ask(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Probe::File(path) => tokio::fs::metadata(path).await.map(drop),
-            Probe::Connect { netns, source, target } => {
-                tokio::time::timeout(timeout, connect(netns, *source, *target)).await?.map(drop)
+            Probe::Connect { netns, target } => {
+                tokio::time::timeout(timeout, connect(netns, *target)).await?.map(drop)
             }
-            Probe::Get { netns, source, target, path } => {
-                let status = tokio::time::timeout(timeout, get(netns, *source, *target, path)).await??;
+            Probe::Get { netns, target, path } => {
+                let status = tokio::time::timeout(timeout, get(netns, *target, path)).await??;
                 if (200..400).contains(&status) {
                     Ok(())
                 } else {
@@ -60,18 +57,15 @@ impl Probe {
     }
 }
 
-async fn connect(netns: &NetNs, source: Option<IpAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(netns: &NetNs, target: SocketAddr) -> io::Result<TcpStream> {
     let make = if target.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 };
     let socket = netns.run(make).map_err(io::Error::other)??;
-    if let Some(source) = source {
-        socket.bind(SocketAddr::new(source, 0))?;
-    }
     socket.connect(target).await
 }
 
 /// The status of an answer to a GET.
-async fn get(netns: &NetNs, source: Option<IpAddr>, target: SocketAddr, path: &str) -> io::Result<u16> {
-    let mut stream = connect(netns, source, target).await?;
+async fn get(netns: &NetNs, target: SocketAddr, path: &str) -> io::Result<u16> {
+    let mut stream = connect(netns, target).await?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: culvert-probe\r\nConnection: close\r\n\r\n"
     );

@@ -69,7 +69,7 @@ impl System {
         option(&mut command, "--root-cert-out", self.root_certificate());
         option(&mut command, "--listen", format!("[::]:{XDS_PORT}"));
         command.extend(self.programs.controller_args.iter().cloned());
-        let connect = Probe::Connect { netns: lab.controller().clone(), source: None, target: self.xds() };
+        let connect = Probe::Connect { netns: lab.controller().clone(), target: self.xds() };
         DaemonSpec {
             role: Role::Controller,
             node: None,
@@ -128,7 +128,7 @@ impl System {
         let target = SocketAddr::new(self.loopback(), READINESS_PORT);
         let slots = namespaces.map(|netns| {
             let path = "/healthz/ready".to_owned();
-            Slot { netns: netns.clone(), ready: vec![Probe::Get { netns, source: None, target, path }] }
+            Slot { netns: netns.clone(), ready: vec![Probe::Get { netns, target, path }] }
         });
         let [first, second] = slots;
         let slots = vec![first, second];

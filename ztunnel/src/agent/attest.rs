@@ -1,23 +1,30 @@
 //! Keeping rules in force: writes them, hears of every change to them in the kernel, and heals what somebody altered, while the
 //! pod's traffic is held on the node's side.
 //!
-//! A program in the pod with `CAP_NET_ADMIN` can still get around the mesh for the moment between its change and the kernel's
-//! notice of it being handled, and by means other than these rules (an earlier NAT chain of its own, for one). What is
-//! promised is that our rules do not stay away.
+//! Meanwhile a guard in the pod, which nobody else can change, stops and counts what would get around the proxy. Where the kernel has no
+//! tables with an owner (before 5.12) packets may leave in plaintext for the moment between a change and the kernel's notice of it
+//! being handled. A program in the pod with `CAP_NET_ADMIN` can still get around the mesh by other means: it can give its packets the
+//! proxy's mark.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use culvert_net::netns::NetNs;
 use culvert_net::nft::Monitor;
-use culvert_net::redirect::{self, Established, RedirectConfig, RedirectError, Verdict};
+use culvert_net::probes::{self, Cgroup, Kubelet};
+use culvert_net::redirect::{self, Established, Guard, RedirectConfig, RedirectError, Verdict};
 use culvert_net::{hold, link};
 use culvert_runtime::tasks::{Task, Tasks};
 use culvert_runtime::workers::Workers;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+
+use super::metrics::AgentMetrics;
 
 /// Between two looks at one pod: who changes rules in a loop costs one look (under 1 ms) in so much time.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -64,6 +71,24 @@ pub trait Rules: Send + Sync {
     /// # Errors
     /// Something of them is still there.
     fn remove(&self, netns: &NetNs) -> Result<(), RedirectError>;
+
+    /// Lets the kubelet probe exactly these; unless `thorough`, without looking whether somebody altered what was said before.
+    ///
+    /// # Errors
+    /// What was allowed before still is, and no more.
+    fn allow_probes(&self, targets: &BTreeSet<SocketAddr>, thorough: bool) -> anyhow::Result<()>;
+
+    /// What it may probe now, by whoever said so.
+    fn probed(&self) -> BTreeSet<SocketAddr>;
+}
+
+/// How the node's kubelet is known.
+#[derive(Clone, Debug, Default)]
+pub struct KubeletConfig {
+    /// Its user.
+    pub uid: u32,
+    /// Its cgroup, if that is to count.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The kernel's rules, guarded.
@@ -84,6 +109,10 @@ struct Shared {
     /// One for each enrolled pod, with one task and one descriptor each.
     guarded: Mutex<BTreeMap<String, Guarded>>,
     held: Mutex<BTreeSet<String>>,
+    kubelet: KubeletConfig,
+    /// Who may probe what, as last written.
+    probes: Mutex<Option<(Kubelet, BTreeSet<SocketAddr>)>>,
+    metrics: AgentMetrics,
     alarm: Arc<Notify>,
 }
 
@@ -94,6 +123,9 @@ struct Guarded {
     /// On the node's side.
     interfaces: Vec<String>,
     watch: Option<Task>,
+    guard: Option<Guard>,
+    /// Packets that the guard had stopped when it was last asked.
+    stopped: u64,
 }
 
 impl Sentry {
@@ -101,9 +133,17 @@ impl Sentry {
     ///
     /// # Errors
     /// If the thread cannot be made.
-    pub fn new(node: NetNs, tasks: Tasks) -> std::io::Result<Self> {
+    pub fn new(
+        node: NetNs,
+        kubelet: KubeletConfig,
+        metrics: AgentMetrics,
+        tasks: Tasks,
+    ) -> std::io::Result<Self> {
         let shared = Shared {
             node,
+            kubelet,
+            probes: Mutex::default(),
+            metrics,
             guarded: Mutex::default(),
             held: Mutex::default(),
             alarm: Arc::new(Notify::new()),
@@ -160,23 +200,26 @@ impl Rules for Sentry {
         if let Some(known) =
             guarded.get_mut(uid).filter(|it| it.netns.id() == netns.id() && it.watch.is_some())
         {
-            write(netns, rules, established)?;
-            known.rules = rules.clone();
+            self.shared.rewrite(known, rules, established)?;
             self.shared.release(&known.interfaces);
             return Ok(());
         }
         // Opened before the rules are written: no change after them is missed.
-        let new = Guarded {
+        let mut new = Guarded {
             netns: netns.clone(),
             rules: rules.clone(),
             interfaces: interfaces(uid, netns, &self.shared.node),
             watch: self.watch(uid, netns),
+            guard: None,
+            stopped: 0,
         };
         if let Err(error) = write(netns, rules, established) {
             // Who was guarded before still is.
             new.stop();
             return Err(error);
         }
+        new.guard = guard(uid, netns);
+        new.raise();
         self.shared.release(&new.interfaces);
         if let Some(old) = guarded.insert(uid.to_owned(), new) {
             old.stop();
@@ -192,7 +235,8 @@ impl Rules for Sentry {
 
     fn release(&self, uid: &str) {
         let released = self.shared.guarded.lock().remove(uid);
-        if let Some(guarded) = released {
+        if let Some(mut guarded) = released {
+            self.shared.count(&mut guarded);
             guarded.stop();
             self.shared.release(&guarded.interfaces);
         }
@@ -201,9 +245,46 @@ impl Rules for Sentry {
     fn remove(&self, netns: &NetNs) -> Result<(), RedirectError> {
         redirect::remove(netns)
     }
+
+    fn allow_probes(&self, targets: &BTreeSet<SocketAddr>, thorough: bool) -> anyhow::Result<()> {
+        let (node, known) = (&self.shared.node, &self.shared.kubelet);
+        let mut applied = self.shared.probes.lock();
+        if targets.is_empty() && applied.as_ref().is_some_and(|(_, before)| before.is_empty()) {
+            return Ok(());
+        }
+        // One that was made again has another number. Without it there is no kubelet, and nobody is let through.
+        let cgroup = known.cgroup.as_ref().map(|path| {
+            Cgroup::open(path).with_context(|| format!("the kubelet's cgroup {}", path.display()))
+        });
+        let kubelet = Kubelet { uid: known.uid, cgroup: cgroup.transpose()? };
+        let same = applied.as_ref().is_some_and(|(by, before)| *by == kubelet && before == targets);
+        if same && (!thorough || probes::holds(node, kubelet, targets)?) {
+            return Ok(());
+        }
+        if same {
+            tracing::warn!("the node's rules for probes were altered, and are written again");
+        }
+        probes::set(node, kubelet, targets)?;
+        *applied = Some((kubelet, targets.clone()));
+        Ok(())
+    }
+
+    fn probed(&self) -> BTreeSet<SocketAddr> {
+        probes::targets(&self.shared.node)
+    }
 }
 
 impl Guarded {
+    /// The guard stops what the pod's rules redirect, as far as it can be had.
+    fn raise(&mut self) {
+        self.stopped = 0;
+        let Some(guard) = &self.guard else { return };
+        if let Err(error) = guard.guard(&self.rules) {
+            tracing::info!(%error, "a pod is not guarded: packets may leave while its rules are altered");
+            self.guard = None;
+        }
+    }
+
     fn stop(&self) {
         if let Some(watch) = &self.watch {
             watch.abort();
@@ -232,11 +313,12 @@ impl Shared {
     }
 
     fn check(&self, uid: &str) -> Found {
-        let guarded = self.guarded.lock();
-        let Some(pod) = guarded.get(uid) else { return Found::Intact };
+        let mut guarded = self.guarded.lock();
+        let Some(pod) = guarded.get_mut(uid) else { return Found::Intact };
         let noticed = Instant::now();
         let verdict = match redirect::verify(&pod.netns, &pod.rules) {
             Ok(Verdict::Intact) => {
+                self.count(pod);
                 self.release(&pod.interfaces);
                 return Found::Intact;
             }
@@ -248,9 +330,13 @@ impl Shared {
         };
         self.hold(&pod.interfaces);
         let held = noticed.elapsed();
-        // What opened while the rules were away went around the mesh.
-        match write(&pod.netns, &pod.rules, Some(Established::Cut)) {
+        // What opened while the rules were away went around the mesh, unless a guard stopped it; then connections through the proxy
+        // go on where they were.
+        let established = pod.guard.is_none().then_some(Established::Cut);
+        match write(&pod.netns, &pod.rules, established) {
             Ok(()) => {
+                self.count(pod);
+                self.metrics.healed.inc();
                 self.release(&pod.interfaces);
                 let healed = noticed.elapsed();
                 tracing::warn!(uid, ?verdict, ?held, ?healed, "rules were altered, and are in force again");
@@ -258,6 +344,35 @@ impl Shared {
             }
             Err(error) => Found::Broken(error),
         }
+    }
+
+    /// Other rules: what they let pass must not be stopped, so the guard is away in between.
+    fn rewrite(
+        &self,
+        pod: &mut Guarded,
+        rules: &RedirectConfig,
+        established: Option<Established>,
+    ) -> Result<(), RedirectError> {
+        self.count(pod);
+        if pod.rules == *rules {
+            return write(&pod.netns, rules, established);
+        }
+        if let Some(Err(error)) = pod.guard.as_ref().map(Guard::lift) {
+            tracing::warn!(%error, "a pod's guard cannot be lifted");
+        }
+        let written = write(&pod.netns, rules, established);
+        if written.is_ok() {
+            pod.rules = rules.clone();
+        }
+        pod.raise();
+        written
+    }
+
+    /// What the guard has stopped since it was last asked.
+    fn count(&self, pod: &mut Guarded) {
+        let Some(now) = pod.guard.as_ref().and_then(|_| redirect::stopped(&pod.netns)) else { return };
+        self.metrics.stopped_packets.inc_by(now.saturating_sub(pod.stopped));
+        pod.stopped = now;
     }
 
     fn hold(&self, interfaces: &[String]) {
@@ -282,6 +397,7 @@ impl Shared {
 
     fn apply_holds(&self) {
         let held = self.held.lock();
+        self.metrics.held.set(held.len() as i64);
         if let Err(error) = hold::set(&self.node, &held) {
             tracing::warn!(%error, "pods' traffic cannot be held or released on the node");
         }
@@ -300,6 +416,10 @@ fn write(
         Some(Established::Cut) => redirect::install_closed(netns, rules),
         _ => redirect::install(netns, rules),
     }
+}
+
+fn guard(uid: &str, netns: &NetNs) -> Option<Guard> {
+    Guard::open(netns).inspect_err(|error| tracing::warn!(uid, %error, "a pod is not guarded")).ok()
 }
 
 /// None is no error: such a pod is healed without being held.

@@ -1,8 +1,11 @@
-//! Ten thousand pods come, go, and come again with another uid, through plan, enroller and protocol; afterwards nothing is left of
-//! them: no descriptor, no rule, no report, no entry in any table.
+//! Ten thousand pods come, go, and come again with another uid and the same address, through plan, enroller, protocol and the proxy's own
+//! registry, which opens every socket; afterwards nothing is left of them: no descriptor, socket, task, rule, report, nor entry in any
+//! table. Only the rules are a fake, and the pods share one namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -10,20 +13,19 @@ use std::time::Duration;
 
 use culvert_net::netns::NetNs;
 use culvert_net::redirect::{Established, RedirectConfig, RedirectError, Verdict};
-use culvert_net::seqpacket::{SeqPacket, SeqPacketListener};
-use culvert_proto::workload::zds::workload_request::Payload;
-use culvert_proto::workload::zds::{
-    Ack, Version, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response,
-};
+use culvert_net::seqpacket::SeqPacketListener;
 use culvert_runtime::tasks::{Tasks, Waited};
 use parking_lot::Mutex;
-use prost::Message;
 
 use super::attest::{Found, Rules};
 use super::enrol::Enroller;
+use super::metrics::AgentMetrics;
 use super::report::Reports;
 use super::source::View;
 use super::{Desired, ZdsServer};
+use crate::authority::Authority;
+use crate::pod_tests::shared;
+use crate::pods::{Pods, run_zds};
 
 /// Pods at once, each with a descriptor in the agent.
 const AT_ONCE: usize = 200;
@@ -40,6 +42,7 @@ struct FakeInner {
     installed: BTreeMap<String, RedirectConfig>,
     namespaces: Vec<Weak<NetNs>>,
     installs: usize,
+    probed: BTreeSet<SocketAddr>,
 }
 
 impl Rules for Fake {
@@ -70,39 +73,45 @@ impl Rules for Fake {
         assert!(self.inner.lock().installed.remove(uid).is_some(), "{uid} is released twice");
     }
 
+    fn allow_probes(&self, targets: &BTreeSet<SocketAddr>, _: bool) -> anyhow::Result<()> {
+        self.inner.lock().probed.clone_from(targets);
+        Ok(())
+    }
+
+    fn probed(&self) -> BTreeSet<SocketAddr> {
+        self.inner.lock().probed.clone()
+    }
+
     fn remove(&self, _: &NetNs) -> Result<(), RedirectError> {
         Ok(())
     }
 }
 
-async fn proxy(agent: SeqPacket, pods: Arc<Mutex<BTreeSet<String>>>) {
-    let hello = ZdsHello { version: Version::V1.into() };
-    agent.send(&hello.encode_to_vec(), None).await.unwrap();
-    while let Ok(Some((bytes, fds))) = agent.recv().await {
-        match WorkloadRequest::decode(bytes.as_slice()).unwrap().payload.unwrap() {
-            Payload::Add(add) => {
-                assert_eq!(fds.len(), 1);
-                assert!(pods.lock().insert(add.uid));
-            }
-            Payload::Del(del) => assert!(pods.lock().remove(&del.uid)),
-            Payload::SnapshotSent(_) => {}
-            Payload::Keep(keep) => panic!("kept {}", keep.uid),
-        }
-        let ack = WorkloadResponse { payload: Some(workload_response::Payload::Ack(Ack::default())) };
-        agent.send(&ack.encode_to_vec(), None).await.unwrap();
-    }
+/// Listeners and datagram sockets of a namespace, closed ones that linger included.
+fn sockets(netns: &NetNs) -> usize {
+    let count = |kind: &str| {
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{kind}")).unwrap_or_default();
+        table.lines().skip(1).count()
+    };
+    netns.run(|| Ok(["tcp", "tcp6", "udp", "udp6"].map(count).iter().sum())).unwrap()
 }
 
-fn pod(dir: &Path, round: usize, index: usize, again: bool) -> Desired {
+fn address(index: usize) -> SocketAddr {
+    let host = u16::try_from(index).unwrap().to_be_bytes();
+    SocketAddr::from(([100, 64, host[0], host[1]], 8080))
+}
+
+fn pod(dir: &Path, shared: &NetNs, round: usize, index: usize, again: bool) -> Desired {
     let uid = format!("{round}-{index}-{again}");
     let netns = dir.join(&uid);
-    symlink("/proc/self/ns/net", &netns).unwrap();
+    symlink(format!("/proc/self/fd/{}", shared.as_fd().as_raw_fd()), &netns).unwrap();
     Desired {
         uid,
         // The same name and address as the pod before it.
         name: format!("p{index}"),
         namespace: "n".into(),
         service_account: "sa".into(),
+        native_tunnel: false,
         netns,
         rules: RedirectConfig::default(),
         problem: None,
@@ -114,46 +123,73 @@ async fn ten_thousand_pods_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let namespaces = dir.path().join("netns");
     fs::create_dir(&namespaces).unwrap();
+    culvert_net::socket::raise_nofile_limit().unwrap();
+    let netns = Arc::new(NetNs::create().unwrap());
+    netns.run(|| std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()).unwrap();
     let tasks = Tasks::new("churn");
-    let zds = ZdsServer::new(tasks.clone());
+    let zds = ZdsServer::new(tasks.clone(), AgentMetrics::unread());
     let listener = SeqPacketListener::bind(dir.path().join("sock")).unwrap();
     tasks.spawn("accept", zds.clone().serve(listener));
-    let served = Arc::new(Mutex::new(BTreeSet::new()));
-    let connection = SeqPacket::connect(dir.path().join("sock")).await.unwrap();
-    tasks.spawn("proxy", proxy(connection, served.clone()));
+    let (proxy, _drain) = shared(&Authority::new(), None);
+    let served = Pods::new(proxy.clone());
+    let (socket, followed) = (dir.path().join("sock"), served.clone());
+    tasks.spawn("proxy", async move { drop(run_zds(&socket, followed).await) });
     let mut sessions = zds.sessions();
     sessions.wait_for(|it| it.connected == 1).await.unwrap();
-    let running = tasks.len();
+    let before = (tasks.len(), Arc::strong_count(&proxy), sockets(&netns));
 
     let rules = Fake::default();
-    let mut enroller = Enroller::new(rules.clone(), zds.clone(), Reports::open(dir.path()).unwrap());
-    let view = |desired| View { desired, others: Vec::new(), complete: true };
+    let metrics = AgentMetrics::unread();
+    let mut enroller =
+        Enroller::new(rules.clone(), zds.clone(), Reports::open(dir.path()).unwrap(), metrics.clone());
+    let view = |desired: &[(usize, Desired)]| View {
+        probed: desired.iter().map(|(i, pod)| (pod.uid.clone(), BTreeSet::from([address(*i)]))).collect(),
+        desired: desired.iter().map(|(_, pod)| pod.clone()).collect(),
+        others: Vec::new(),
+        complete: true,
+    };
     let reports = || fs::read_dir(dir.path().join("redirection")).unwrap().count();
+    let probed = || rules.inner.lock().probed.len();
+    let mut each = 0;
     for round in 0..ROUNDS {
         for again in [false, true] {
-            let pods: Vec<Desired> = (0..AT_ONCE).map(|i| pod(&namespaces, round, i, again)).collect();
-            enroller.pass(&view(pods.clone())).await;
-            assert_eq!((served.lock().len(), reports()), (AT_ONCE, AT_ONCE));
+            let pods: Vec<(usize, Desired)> =
+                (0..AT_ONCE).map(|i| (i, pod(&namespaces, &netns, round, i, again))).collect();
+            enroller.pass(&view(&pods)).await;
+            assert_eq!((served.all().len(), reports(), probed()), (AT_ONCE, AT_ONCE, AT_ONCE));
+            if each == 0 {
+                each = (sockets(&netns) - before.2) / AT_ONCE;
+                assert!(each >= 5, "{each} sockets a pod");
+            }
             // Half of them go first, and what stays is left alone.
             let (gone, stays) = pods.split_at(AT_ONCE / 2);
-            gone.iter().for_each(|pod| fs::remove_file(&pod.netns).unwrap());
-            enroller.pass(&view(stays.to_vec())).await;
-            assert_eq!((served.lock().len(), reports()), (AT_ONCE / 2, AT_ONCE / 2));
-            stays.iter().for_each(|pod| fs::remove_file(&pod.netns).unwrap());
+            gone.iter().for_each(|(_, pod)| fs::remove_file(&pod.netns).unwrap());
+            enroller.pass(&view(stays)).await;
+            assert_eq!((served.all().len(), reports(), probed()), (AT_ONCE / 2, AT_ONCE / 2, AT_ONCE / 2));
+            assert_eq!(sockets(&netns), before.2 + each * AT_ONCE / 2);
+            stays.iter().for_each(|(_, pod)| fs::remove_file(&pod.netns).unwrap());
             // The last go in the pass in which the next ones come with their addresses.
         }
     }
-    enroller.pass(&view(Vec::new())).await;
+    enroller.pass(&view(&[])).await;
 
     {
         let inner = rules.inner.lock();
         assert_eq!(inner.installs, 2 * ROUNDS * AT_ONCE, "each once, and no other time");
-        assert!(inner.installed.is_empty());
+        assert!(inner.installed.is_empty() && inner.probed.is_empty());
         let open = inner.namespaces.iter().filter(|it| it.strong_count() > 0).count();
         assert_eq!(open, 0, "descriptors are held");
     }
-    assert_eq!(enroller.sizes(), [0, 0, 0]);
-    assert_eq!((zds.len(), served.lock().len(), reports(), tasks.len()), (0, 0, 0, running));
+    let counted = &proxy.observer.metrics;
+    assert_eq!((counted.pods_started.get(), counted.pods_stopped.get()), (20_000, 20_000));
+    assert_eq!((counted.active_pods.get(), counted.pending_pods.get()), (0, 0));
+    assert_eq!(enroller.sizes(), [0, 0, 0, 0]);
+    assert_eq!((zds.len(), served.all().len(), reports()), (0, 0, 0));
+    // A task of a pod that is stopped may still be at its last step on another thread.
+    while Arc::strong_count(&proxy) > before.1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((tasks.len(), Arc::strong_count(&proxy), sockets(&netns)), before);
     tasks.abort_all();
     assert_eq!(tasks.wait(Duration::from_secs(5)).await, Waited::Finished);
     assert_eq!(tasks.panics(), 0);

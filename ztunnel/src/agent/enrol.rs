@@ -1,6 +1,7 @@
 //! Carries out the plan, in the order that keeps a pod from ever being half enrolled in a way that leaks (C31, C32).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use culvert_net::redirect::{self, Established, Verdict};
 use culvert_proto::workload::zds::WorkloadInfo;
 
 use super::attest::{Found, Rules};
+use super::metrics::{AgentMetrics, Event};
 use super::report::Reports;
 use super::source::{Other, View};
 use super::zds::{AddError, ZdsServer};
@@ -28,6 +30,11 @@ pub struct Enroller<R> {
     rules: R,
     zds: Arc<ZdsServer>,
     reports: Reports,
+    metrics: AgentMetrics,
+    /// What the kubelet may probe, by pod: two pods may have had one address, and the one that goes takes nothing from the other (C52).
+    probed: BTreeMap<String, BTreeSet<SocketAddr>>,
+    /// What a predecessor let it probe, until it is known which pods there are (C53).
+    probed_before: BTreeSet<SocketAddr>,
     enrolled: BTreeMap<String, Enrolled>,
     namespaces: BTreeMap<String, Arc<NetNs>>,
     /// Running pods that left: the proxy serves what still comes to them until then.
@@ -41,11 +48,14 @@ pub struct Enroller<R> {
 
 impl<R: Rules> Enroller<R> {
     /// Nothing enrolled yet.
-    pub fn new(rules: R, zds: Arc<ZdsServer>, reports: Reports) -> Self {
+    pub fn new(rules: R, zds: Arc<ZdsServer>, reports: Reports, metrics: AgentMetrics) -> Self {
         Self {
+            probed_before: rules.probed(),
             rules,
             zds,
             reports,
+            metrics,
+            probed: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             leaving: Vec::new(),
@@ -71,6 +81,9 @@ impl<R: Rules> Enroller<R> {
         if thorough {
             self.looked = Some(Instant::now());
         }
+        // Before rules are written, so that no probe finds them without being let through; what ended goes last.
+        self.probed.extend(view.probed.clone());
+        self.allow_probes(thorough);
         for action in actions {
             match action {
                 Action::Enrol(pod) => self.enrol(pod).await,
@@ -88,11 +101,36 @@ impl<R: Rules> Enroller<R> {
         if !self.settled {
             self.settled = self.settle(view);
         }
+        if self.settled {
+            self.probed_before.clear();
+        }
+        self.probed.retain(|uid, _| self.enrolled.contains_key(uid));
+        self.allow_probes(false);
+        self.count();
+    }
+
+    fn allow_probes(&self, thorough: bool) {
+        let targets = self.probed.values().flatten().chain(&self.probed_before).copied().collect();
+        let failed = self.rules.allow_probes(&targets, thorough);
+        if let Err(error) = &failed {
+            tracing::warn!(error = format!("{error:#}"), "probes may be taken for traffic; trying again");
+        }
+        self.metrics.probes_failed.set(failed.is_err().into());
+    }
+
+    fn count(&self) {
+        let done = self.enrolled.values().filter(|it| it.rules_installed && it.acknowledged).count();
+        self.metrics.pods(done, self.enrolled.len() - done);
+        let wrong = self.enrolled.values().filter(|it| it.pod.problem.is_some()).count();
+        self.metrics.wrong_annotations.set(wrong as i64);
+        self.metrics.beat();
     }
 
     /// The proxy first, then the rules: a running pod's connections must find listeners the moment they are redirected.
     /// Without a proxy the rules are written all the same, and its traffic waits for one rather than going around it (C66).
     async fn enrol(&mut self, pod: Desired) {
+        let known = self.enrolled.contains_key(&pod.uid);
+        self.metrics.reconciled(if known { Event::update } else { Event::add });
         self.leaving.retain(|(_, uid)| *uid != pod.uid);
         let namespace = self.namespace(&pod);
         let established = namespace.as_ref().ok().and_then(|netns| self.history(&pod, netns));
@@ -142,6 +180,7 @@ impl<R: Rules> Enroller<R> {
     /// Again, for a pod whose rules stand.
     async fn register(&mut self, pod: Desired) {
         let Some(netns) = self.namespaces.get(&pod.uid).cloned() else { return };
+        self.metrics.reconciled(Event::update);
         let registered = self.register_with(&pod, netns).await;
         if let (Ok(()), Some(state)) = (&registered, self.enrolled.get_mut(&pod.uid)) {
             state.acknowledged = true;
@@ -154,6 +193,7 @@ impl<R: Rules> Enroller<R> {
             name: pod.name.clone(),
             namespace: pod.namespace.clone(),
             service_account: pod.service_account.clone(),
+            native_tunnel: pod.native_tunnel,
         };
         self.zds.add(&pod.uid, info, netns).await
     }
@@ -213,6 +253,7 @@ impl<R: Rules> Enroller<R> {
             return;
         }
         self.enrolled.remove(&pod.uid);
+        self.metrics.reconciled(Event::delete);
         tracing::info!(pod = %name(pod), uid = %pod.uid, "pod has left the mesh");
         if alive {
             // Peers are told by the control plane, and until then open tunnels to it.
@@ -301,10 +342,10 @@ impl<R: Rules> Enroller<R> {
         removed.is_ok() || !other.netns.exists()
     }
 
-    /// Entries of each table: enrolled, namespaces, leaving.
+    /// Entries of each table: enrolled, namespaces, leaving, probed.
     #[cfg(test)]
-    pub(super) fn sizes(&self) -> [usize; 3] {
-        [self.enrolled.len(), self.namespaces.len(), self.leaving.len()]
+    pub(super) fn sizes(&self) -> [usize; 4] {
+        [self.enrolled.len(), self.namespaces.len(), self.leaving.len(), self.probed.len()]
     }
 
     fn report(&self, pod: &Desired, redirection: Redirection, error: Option<String>) {

@@ -8,8 +8,8 @@ use culvert_k8s_api::meta::StringMap;
 use culvert_net::redirect::RedirectConfig;
 use ipnet::IpNet;
 
-/// Values of one annotation: three full ones stay under `culvert_net::redirect::MAX_EXCLUSIONS`.
-const MAX_VALUES: usize = 256;
+/// Values of one annotation: four full ones, and the ports of probes, stay under `culvert_net::redirect::MAX_EXCLUSIONS`.
+const MAX_VALUES: usize = 192;
 
 /// Takes the annotations into `rules`. An annotation with anything wrong in it excludes nothing: what somebody meant to leave
 /// out stays in the mesh, and the returned sentence says why.
@@ -24,6 +24,12 @@ pub fn apply(annotations: &StringMap, rules: &mut RedirectConfig) -> Option<Stri
     }
     if let Some((name, text)) = read(labels::EXCLUDE_OUTBOUND_CIDRS) {
         rules.exclude_outbound = networks(&text).unwrap_or_else(|why| refuse(&mut problems, &name, &why));
+    }
+    if let Some((name, text)) = read(labels::REROUTE_VIRTUAL_INTERFACES) {
+        rules.virtual_interfaces = interfaces(&text).unwrap_or_else(|why| {
+            problems.push(format!("annotation {name} has no effect: {why}"));
+            BTreeSet::new()
+        });
     }
     (!problems.is_empty()).then(|| problems.join("; "))
 }
@@ -58,6 +64,17 @@ fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     Ok(networks)
 }
 
+/// Names as the kernel takes them (C13).
+fn interfaces(text: &str) -> Result<BTreeSet<String>, String> {
+    let interface = |value: &str| {
+        let plain = (1..=15).contains(&value.len())
+            && !matches!(value, "." | ".." | "lo")
+            && value.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':');
+        plain.then(|| value.to_owned()).ok_or_else(|| format!("{value:?} is not an interface behind the pod"))
+    };
+    Ok(values(text, interface)?.into_iter().collect())
+}
+
 fn values<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     let count = text.split(',').count();
     if count > MAX_VALUES {
@@ -88,6 +105,19 @@ mod tests {
         let nets: Vec<String> = rules.exclude_outbound.iter().map(ToString::to_string).collect();
         assert_eq!((nets.join(" "), problem), ("10.0.0.0/8 192.0.2.1/32 fd00::/8".to_owned(), None));
         assert_eq!(applied("culvert.dev/other", "x"), (RedirectConfig::default(), None));
+    }
+
+    /// C13.
+    #[test]
+    fn interfaces_behind_the_pod_are_named() {
+        let (rules, problem) = applied(labels::REROUTE_VIRTUAL_INTERFACES, "tap0, docker0");
+        assert_eq!(rules.virtual_interfaces, BTreeSet::from(["docker0".to_owned(), "tap0".to_owned()]));
+        assert_eq!(problem, None);
+        for wrong in ["", "lo", "tap0,", "a/b", "sixteen-bytes-xx", "tap 0"] {
+            let (rules, problem) = applied(labels::REROUTE_VIRTUAL_INTERFACES, wrong);
+            assert_eq!(rules, RedirectConfig::default(), "{wrong:?}");
+            assert!(problem.is_some_and(|it| it.contains("no effect")), "{wrong:?}");
+        }
     }
 
     #[test]

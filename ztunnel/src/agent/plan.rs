@@ -16,6 +16,8 @@ pub struct Desired {
     pub namespace: String,
     /// Its service account.
     pub service_account: String,
+    /// It ends tunnels itself (Z54): only its outbound traffic is the proxy's.
+    pub native_tunnel: bool,
     /// Where its network namespace is mounted.
     pub netns: PathBuf,
     /// The rules it should have.
@@ -86,6 +88,7 @@ mod tests {
             name: format!("p{uid}"),
             namespace: "n".into(),
             service_account: format!("sa{sa}"),
+            native_tunnel: false,
             netns: format!("/ns/{uid}").into(),
             rules: RedirectConfig::default(),
             problem: None,

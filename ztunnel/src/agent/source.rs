@@ -1,7 +1,8 @@
 //! What pods there are and which of them join, from a directory of manifests and the status files beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use culvert_k8s_api::labels;
 use culvert_k8s_api::manifest::{LastGood, Mirror, Scan, scan};
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::{Phase, PodStatus};
+use culvert_k8s_api::values::Port;
 use culvert_net::redirect::RedirectConfig;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
@@ -27,6 +29,8 @@ pub struct View {
     pub desired: Vec<Desired>,
     /// Those that run here and should not.
     pub others: Vec<Other>,
+    /// What the kubelet may probe of those that should be, by uid.
+    pub probed: BTreeMap<String, BTreeSet<SocketAddr>>,
     /// Nothing is missing: no file that cannot be read is without a former content that holds instead.
     pub complete: bool,
 }
@@ -128,7 +132,9 @@ impl DirectorySource {
             let labels = namespaces.get(status.namespace.as_str()).copied().unwrap_or(&none);
             match pod {
                 Some(pod) if enrolment::decide(pod, labels, &self.settings).joins() => {
-                    view.desired.push(self.describe(pod, status, netns));
+                    let desired = self.describe(pod, status, netns);
+                    view.probed.insert(desired.uid.clone(), probed(&desired.rules, status));
+                    view.desired.push(desired);
                 }
                 _ => view.others.push(Other { uid: status.uid.clone(), netns }),
             }
@@ -185,10 +191,12 @@ impl DirectorySource {
     fn describe(&self, pod: &Pod, status: &PodStatus, netns: PathBuf) -> Desired {
         let annotations = &pod.metadata.annotations;
         let flag = |name: &str| annotations.get(name).map(|value| value == "true");
+        let native_tunnel = enrolment::speaks_hbone(&pod.metadata.labels);
         let dns = flag(labels::DNS_CAPTURE).unwrap_or(self.dns_capture);
         let mut rules = RedirectConfig {
             dns_port: dns.then_some(crate::config::DNS_PORT),
-            bypass_inbound: flag(labels::BYPASS_INBOUND_CAPTURE).unwrap_or(false),
+            bypass_inbound: native_tunnel || flag(labels::BYPASS_INBOUND_CAPTURE).unwrap_or(false),
+            probe_ports: pod.probe_ports().into_iter().map(Port::get).collect(),
             ..RedirectConfig::default()
         };
         let problem = exclusions::apply(annotations, &mut rules);
@@ -197,11 +205,21 @@ impl DirectorySource {
             name: status.name.clone(),
             namespace: status.namespace.clone(),
             service_account: pod.service_account().to_owned(),
+            native_tunnel,
             netns,
             rules,
             problem,
         }
     }
+}
+
+/// Where nothing inbound is captured, probes need no exemption.
+fn probed(rules: &RedirectConfig, status: &PodStatus) -> BTreeSet<SocketAddr> {
+    if rules.bypass_inbound {
+        return BTreeSet::new();
+    }
+    let ports = |ip| rules.probe_ports.iter().map(move |port| SocketAddr::new(ip, *port));
+    status.pod_ips.iter().copied().flat_map(ports).collect()
 }
 
 /// Without it a restart forgets what bad files said when they were good; that is no reason not to serve.

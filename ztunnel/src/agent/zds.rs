@@ -16,7 +16,9 @@ use culvert_runtime::tasks::Tasks;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::metrics::AgentMetrics;
 
 /// C64: each read and write.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -33,6 +35,7 @@ pub struct ZdsServer {
     inner: Mutex<Inner>,
     sessions: watch::Sender<Sessions>,
     tasks: Tasks,
+    metrics: AgentMetrics,
 }
 
 /// Proxies that were told of every pod.
@@ -86,8 +89,9 @@ pub enum AddError {
 
 impl ZdsServer {
     /// No pods, no proxies.
-    pub fn new(tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), sessions: watch::Sender::new(Sessions::default()), tasks })
+    pub fn new(tasks: Tasks, metrics: AgentMetrics) -> Arc<Self> {
+        let sessions = watch::Sender::new(Sessions::default());
+        Arc::new(Self { inner: Mutex::default(), sessions, tasks, metrics })
     }
 
     /// The proxies that have a complete snapshot.
@@ -98,6 +102,8 @@ impl ZdsServer {
     /// Takes connections for ever.
     pub async fn serve(self: Arc<Self>, listener: SeqPacketListener) {
         let mut pace = interval(ACCEPT_EVERY);
+        // Ticks that nobody waited for give no right to a burst.
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
             match listener.accept().await {
@@ -160,6 +166,7 @@ impl ZdsServer {
         self.inner.lock().connections.retain(|c| c.id != id);
         if complete {
             self.sessions.send_modify(|it| it.connected -= 1);
+            self.metrics.connected.dec();
         }
         match ended {
             Ok(()) => tracing::info!("a proxy has disconnected"),
@@ -180,25 +187,26 @@ impl ZdsServer {
         };
         for (uid, pod) in pods {
             let add = AddWorkload { uid: uid.clone(), workload_info: Some(pod.info) };
-            match exchange(proxy, Payload::Add(add), Some(&pod.netns)).await {
+            match self.exchange(proxy, Payload::Add(add), Some(&pod.netns)).await {
                 Err(AddError::Refused(error)) => {
                     tracing::warn!(uid, error, "the proxy refused a pod of the snapshot")
                 }
                 other => other?,
             }
         }
-        exchange(proxy, Payload::SnapshotSent(SnapshotSent {}), None).await?;
+        self.exchange(proxy, Payload::SnapshotSent(SnapshotSent {}), None).await?;
         *complete = true;
         self.sessions.send_modify(|it| {
             it.connected += 1;
             it.begun += 1;
         });
+        self.metrics.connected.inc();
         tracing::info!("a proxy has connected and has every pod");
         loop {
             tokio::select! {
                 request = queue.recv() => {
                     let Some(request) = request else { return Ok(()) };
-                    let answer = exchange(proxy, request.payload, request.netns.as_deref()).await;
+                    let answer = self.exchange(proxy, request.payload, request.netns.as_deref()).await;
                     let fatal = matches!(answer, Err(AddError::Lost(_)));
                     let _ = request.reply.send(answer);
                     if fatal {
@@ -213,6 +221,22 @@ impl ZdsServer {
                 },
             }
         }
+    }
+}
+
+impl ZdsServer {
+    async fn exchange(
+        &self,
+        proxy: &SeqPacket,
+        payload: Payload,
+        netns: Option<&NetNs>,
+    ) -> Result<(), AddError> {
+        let asked = Instant::now();
+        let answer = exchange(proxy, payload, netns).await;
+        if !matches!(answer, Err(AddError::Lost(_))) {
+            self.metrics.zds_round_trip.observe(asked.elapsed().as_secs_f64());
+        }
+        answer
     }
 }
 

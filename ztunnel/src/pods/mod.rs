@@ -5,6 +5,8 @@ mod local;
 mod pod;
 mod registry;
 mod zds;
+#[cfg(test)]
+mod zds_tests;
 
 pub use listen::adopt;
 pub use local::{LocalPods, Served};

@@ -71,6 +71,8 @@ pub struct PodInfo {
     pub namespace: Str,
     /// Its service account.
     pub service_account: Str,
+    /// It ends tunnels itself (Z54): its inbound ports are its own.
+    pub native_tunnel: bool,
 }
 
 /// One pod that is served.
@@ -111,9 +113,14 @@ impl Drop for Guest {
 /// The listeners of one pod.
 struct Sockets {
     outbound: std::net::TcpListener,
+    dns: DnsSockets,
+    /// Not of a pod that ends tunnels itself.
+    inbound: Option<InboundSockets>,
+}
+
+struct InboundSockets {
     plaintext: std::net::TcpListener,
     hbone: std::net::TcpListener,
-    dns: DnsSockets,
 }
 
 impl Pod {
@@ -130,7 +137,12 @@ impl Pod {
             info.service_account.clone(),
         )
         .map_err(invalid)?;
-        let sockets = netns.run(Sockets::open)?;
+        let workload_uid: Str =
+            format!("{}//Pod/{}/{}", shared.config.cluster_id, info.namespace, info.name).into();
+        // Another agent than ours does not say it, and leaves it to the control plane.
+        let native = info.native_tunnel
+            || shared.state.load().workload_by_uid(&workload_uid).is_some_and(|it| it.native_tunnel);
+        let sockets = netns.run(|| Sockets::open(!native))?;
         let (trigger, watcher) = shared.drain.child();
         let tasks = Tasks::new("pod");
         let pools = shared
@@ -139,8 +151,7 @@ impl Pod {
             .map(|worker| outbound::pool(worker.clone(), tasks.clone(), shared.config.pool_idle))
             .collect();
         let pod = Arc::new(Self {
-            workload_uid: format!("{}//Pod/{}/{}", shared.config.cluster_id, info.namespace, info.name)
-                .into(),
+            workload_uid,
             tls: TlsConfigs::new(&shared.config),
             tasks,
             info,
@@ -198,8 +209,10 @@ impl Pod {
     fn serve(self: &Arc<Self>, sockets: Sockets, watcher: &DrainWatcher) {
         let home = self.next_worker();
         self.listen(home, "outbound accept", watcher, sockets.outbound, outbound::serve);
-        self.listen(home, "plaintext accept", watcher, sockets.plaintext, inbound::serve_plaintext);
-        self.listen(home, "hbone accept", watcher, sockets.hbone, inbound::serve_hbone);
+        if let Some(sockets) = sockets.inbound {
+            self.listen(home, "plaintext accept", watcher, sockets.plaintext, inbound::serve_plaintext);
+            self.listen(home, "hbone accept", watcher, sockets.hbone, inbound::serve_hbone);
+        }
         let dns = DnsServer::new(
             self.workload_uid.clone(),
             self.shared.state.clone(),
@@ -264,7 +277,7 @@ impl Pod {
 impl Sockets {
     /// On the pod's own addresses, dual stack where the pod has IPv6 (Z116), shared with a proxy that is being replaced
     /// (Z10).
-    fn open() -> io::Result<Self> {
+    fn open(inbound: bool) -> io::Result<Self> {
         let options = ListenOptions {
             mark: Some(PROXY_MARK),
             reuse_port: true,
@@ -285,11 +298,13 @@ impl Sockets {
                 (Err(error), _) | (_, Err(error)) => return Err(error),
             }
         }
-        Ok(Self {
-            outbound: listen_tcp_any(OUTBOUND_PORT, &options)?,
-            plaintext: listen_tcp_any(INBOUND_PORT, &options)?,
-            hbone: listen_tcp_any(HBONE_PORT, &options)?,
-            dns,
-        })
+        let inbound = match inbound {
+            true => Some(InboundSockets {
+                plaintext: listen_tcp_any(INBOUND_PORT, &options)?,
+                hbone: listen_tcp_any(HBONE_PORT, &options)?,
+            }),
+            false => None,
+        };
+        Ok(Self { outbound: listen_tcp_any(OUTBOUND_PORT, &options)?, dns, inbound })
     }
 }

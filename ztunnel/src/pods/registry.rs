@@ -67,7 +67,8 @@ impl Pods {
         self.table.lock().named = Some(HashSet::new());
     }
 
-    /// Serves a pod. The same namespace again changes nothing; another namespace replaces the pod (C68).
+    /// Serves a pod. The same namespace again changes nothing; another namespace replaces the pod (C68), and so does
+    /// ending tunnels itself or no more.
     ///
     /// # Errors
     /// Why the pod cannot be served now; it is tried again every 5 s until it is removed (C69).
@@ -78,7 +79,9 @@ impl Pods {
         let replaced = {
             let mut table = self.table.lock();
             match table.running.get(&uid) {
-                Some(pod) if pod.netns.id() == netns.id() => return Ok(()),
+                Some(pod) if pod.netns.id() == netns.id() && pod.info.native_tunnel == info.native_tunnel => {
+                    return Ok(());
+                }
                 Some(_) => table.running.remove(&uid),
                 None => None,
             }

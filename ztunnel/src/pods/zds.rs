@@ -124,6 +124,7 @@ async fn add_pod(add: AddWorkload, fd: OwnedFd, pods: &Arc<Pods>) -> Result<(), 
         name: info.name.into(),
         namespace: info.namespace.into(),
         service_account: info.service_account.into(),
+        native_tunnel: info.native_tunnel,
     };
     pods.add(&add.uid, info, Arc::new(netns)).await
 }

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use culvert_net::redirect::{RedirectConfig, Verdict, verify};
@@ -18,7 +20,7 @@ use culvert_proto::workload::zds::{
     Ack, Version, WorkloadInfo, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response,
 };
 use culvert_runtime::tasks::{Task, Tasks, Waited};
-use culvert_ztunnel::agent::{AgentConfig, run_until};
+use culvert_ztunnel::agent::{AgentConfig, AgentPorts, run_until};
 use parking_lot::Mutex;
 use prost::Message;
 use serde_json::{Value, json};
@@ -32,6 +34,7 @@ pub struct World {
     node: Arc<NetNs>,
     tasks: Tasks,
     agent: Option<oneshot::Sender<()>>,
+    pub ports: AgentPorts,
 }
 
 #[derive(Clone)]
@@ -54,7 +57,7 @@ impl World {
         for sub in ["manifests", "netns", "state/status/pods", "state/nodes/node-a/redirection"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
-        let world = Self { dir, node, tasks: Tasks::new("test"), agent: None };
+        let world = Self { dir, node, tasks: Tasks::new("test"), agent: None, ports: free_ports() };
         world.namespace("shop", "ambient");
         world.namespace("outside", "none");
         world
@@ -72,11 +75,18 @@ impl World {
             node_netns: Some(ns_path(&self.node)),
             exclude_namespaces: vec!["kube-system".into()],
             dns_capture: true,
+            kubelet_uid: 0,
+            kubelet_cgroup: None,
+            ports: self.ports,
         };
         self.agent = Some(stop);
         self.tasks.spawn("agent", async move {
-            run_until(config, async { drop(stopped.await) }).await.unwrap();
+            run_until(config, None, async { drop(stopped.await) }).await.unwrap();
         });
+    }
+
+    pub fn node(&self) -> &NetNs {
+        &self.node
     }
 
     /// Returns when the agent is gone.
@@ -103,6 +113,34 @@ impl World {
         self.manifest(&format!("ns-{name}.yaml"), &object.to_string());
     }
 
+    /// The value of a metric, by its name and labels as they are written.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = get(self.ports.metrics, "/metrics").await?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    pub async fn metric_becomes(&self, name: &str, expected: impl Fn(f64) -> bool) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let now = self.metric(name).await;
+            if now.is_some_and(&expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is {now:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// A pod with this specification of its own.
+    pub fn specify(&self, pod: &Pod, containers: &Value) {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "spec": {"nodeName": "node-a", "containers": containers},
+        });
+        self.manifest(&format!("pod-{}-{}.yaml", pod.namespace, pod.name), &object.to_string());
+    }
+
     /// A running pod of the node, in the state in which kubelet shows it.
     pub fn pod(&self, namespace: &str, name: &str) -> Pod {
         let netns = Arc::new(NetNs::create().unwrap());
@@ -111,12 +149,24 @@ impl World {
     }
 
     pub fn pod_in(&self, namespace: &str, name: &str, netns: Arc<NetNs>) -> Pod {
+        self.incarnation(namespace, name, &format!("uid-{name}"), "100.64.1.2", netns)
+    }
+
+    /// A pod with a uid and an address of the test's choice.
+    pub fn incarnation(&self, namespace: &str, name: &str, uid: &str, ip: &str, netns: Arc<NetNs>) -> Pod {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        let pod = Pod { uid: format!("uid-{name}"), namespace, name, netns };
+        let pod = Pod { uid: uid.to_owned(), namespace, name, netns };
         self.mount(&pod);
         self.describe(&pod, &json!({}), &json!({}), false);
-        self.status(&pod, "Running", &["100.64.1.2"]);
+        self.status(&pod, "Running", &[ip]);
         pod
+    }
+
+    /// The pod is gone, with everything that names it.
+    pub fn delete(&self, pod: &Pod) {
+        fs::remove_file(self.netns_path(pod)).unwrap();
+        fs::remove_file(self.status_path(pod)).unwrap();
+        fs::remove_file(self.path(&format!("manifests/pod-{}-{}.yaml", pod.namespace, pod.name))).unwrap();
     }
 
     /// Puts the pod's namespace where its status says that it is.
@@ -197,6 +247,51 @@ impl World {
         eventually("the proxy has its snapshot", || proxy.seen.lock().complete).await;
         proxy
     }
+}
+
+/// Agents of many tests listen in one namespace. A port that is free now may be another's in a moment, so each is taken from an address
+/// of its own: 127.0.0.0/8 is large.
+fn free_ports() -> AgentPorts {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed) & 0xff;
+    let ip = Ipv4Addr::from_bits(0x7f00_0000 | (std::process::id() & 0xffff) << 8 | n);
+    let at = |port| SocketAddr::from((ip, port));
+    AgentPorts { metrics: at(15014), readiness: at(8000), admin: at(15010) }
+}
+
+/// Takes the name of our table in a namespace, which then cannot be written while this process lives: `owner` tables belong to one
+/// netlink socket. It ends when its input does.
+pub fn own_table(world: &World, netns: &NetNs) -> std::process::Child {
+    use std::io::Write;
+    let file = world.path("owner.nft");
+    fs::write(
+        &file,
+        "add table inet culvert\ndelete table inet culvert\nadd table inet culvert { flags owner; }\n",
+    )
+    .unwrap();
+    // Interactive, so that it keeps its socket, and with it the table.
+    let mut owner = netns
+        .run(|| {
+            let (input, output) = (std::process::Stdio::piped(), std::process::Stdio::null());
+            Command::new("nft").arg("-i").stdin(input).stdout(output).spawn()
+        })
+        .unwrap();
+    let input = owner.stdin.as_mut().unwrap();
+    input.write_all(format!("include \"{}\"\n", file.display()).as_bytes()).unwrap();
+    input.flush().unwrap();
+    owner
+}
+
+/// Status and body of a GET.
+pub async fn get(at: SocketAddr, path: &str) -> Option<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(at).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
 /// A node with a pod (10.2.0.2) and a server elsewhere (10.1.0.2).

@@ -206,11 +206,7 @@ impl Lab {
         // A route must exist for the node's own connections to a service before the rules can rewrite them.
         let services = self.nets(plan::service_networks());
         let others: Vec<u16> = self.nodes.values().map(|node| node.number).collect();
-        let probe_sources = self.family.keep(plan::probe_sources());
         link::within(&netns, async |link| {
-            for source in probe_sources {
-                link.address("lo", source, IpNet::from(source).prefix_len()).await?;
-            }
             for (net, source) in services.iter().zip(&addresses) {
                 link.on_link("eth0", *net, Some(*source)).await?;
             }

@@ -14,7 +14,6 @@ use crate::dns;
 use crate::enter::Place;
 use crate::expand::expand;
 use crate::lab::NetNs;
-use crate::plan;
 use crate::probe::Probe;
 use crate::process::{Start, base_environment};
 use crate::state::StateDir;
@@ -158,12 +157,11 @@ impl Given {
         let address = *self.addresses.first()?;
         let target = |port| Some(SocketAddr::new(address, cluster::number_of(port, pod, Protocol::Tcp)?));
         let netns = self.probe_from.clone();
-        let source = plan::probe_sources().into_iter().find(|source| source.is_ipv4() == address.is_ipv4());
         let question = if let Some(get) = &probe.http_get {
             let path = get.path.clone().unwrap_or_else(|| "/".to_owned());
-            Probe::Get { netns, source, target: target(&get.port)?, path }
+            Probe::Get { netns, target: target(&get.port)?, path }
         } else {
-            Probe::Connect { netns, source, target: target(&probe.tcp_socket.as_ref()?.port)? }
+            Probe::Connect { netns, target: target(&probe.tcp_socket.as_ref()?.port)? }
         };
         let seconds = |value: Option<u32>, default: u32| Duration::from_secs(value.unwrap_or(default).into());
         Some(Readiness {
