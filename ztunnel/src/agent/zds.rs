@@ -16,7 +16,7 @@ use culvert_runtime::tasks::Tasks;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::metrics::AgentMetrics;
 
@@ -101,11 +101,7 @@ impl ZdsServer {
 
     /// Takes connections for ever.
     pub async fn serve(self: Arc<Self>, listener: SeqPacketListener) {
-        let mut pace = interval(ACCEPT_EVERY);
-        // Ticks that nobody waited for give no right to a burst.
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            pace.tick().await;
             match listener.accept().await {
                 Ok(proxy) if self.inner.lock().connections.len() < MAX_CONNECTIONS => {
                     let server = self.clone();
@@ -116,6 +112,8 @@ impl ZdsServer {
                 }
                 Err(error) => tracing::warn!(%error, "a proxy cannot be accepted"),
             }
+            // Not a ticking interval: a tick that nobody waited for would give the right to a burst.
+            sleep(ACCEPT_EVERY).await;
         }
     }
 

@@ -23,8 +23,12 @@ fn request(payload: Payload) -> Vec<u8> {
 }
 
 fn add() -> Vec<u8> {
-    let workload_info =
-        Some(WorkloadInfo { name: "cart".into(), namespace: "shop".into(), ..Default::default() });
+    let workload_info = Some(WorkloadInfo {
+        name: "cart".into(),
+        namespace: "shop".into(),
+        service_account: "cart".into(),
+        native_tunnel: false,
+    });
     request(Payload::Add(AddWorkload { uid: "pod".into(), workload_info }))
 }
 
