@@ -86,6 +86,28 @@ async fn rules_that_cannot_be_written_are_tried_again() {
     world.stop().await;
 }
 
+/// Z54: the label makes the rules leave what arrives alone, and the proxy is told.
+#[tokio::test]
+async fn a_pod_that_ends_tunnels_itself_keeps_its_inbound() {
+    let mut world = World::new();
+    world.start();
+    let proxy = world.proxy().await;
+    let pod = world.pod("shop", "pod");
+    world.enabled(&pod).await;
+    let told = || proxy.seen.lock().pods[&pod.uid].0.native_tunnel;
+    assert!(!told());
+    world.describe(&pod, &json!({"networking.istio.io/tunnel": "http"}), &json!({}), false);
+    let outbound_only = RedirectConfig { bypass_inbound: true, ..RedirectConfig::default() };
+    eventually("what arrives is left alone", || verify(&pod.netns, &outbound_only).unwrap() == Verdict::Intact).await;
+    eventually("the proxy knows", told).await;
+    world.describe(&pod, &json!({}), &json!({}), false);
+    eventually("the proxy knows again", || !told()).await;
+    let all = RedirectConfig::default();
+    eventually("what arrives is captured", || verify(&pod.netns, &all).unwrap() == Verdict::Intact).await;
+    assert!(world.is_enabled(&pod));
+    world.stop().await;
+}
+
 /// C70: the process ends, with an error, when its agent breaks the protocol; while the agent is only away it goes on.
 #[tokio::test]
 async fn a_proxy_whose_agent_breaks_the_protocol_ends() {
