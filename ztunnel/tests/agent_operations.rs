@@ -98,7 +98,10 @@ async fn a_pod_that_ends_tunnels_itself_keeps_its_inbound() {
     assert!(!told());
     world.describe(&pod, &json!({"networking.istio.io/tunnel": "http"}), &json!({}), false);
     let outbound_only = RedirectConfig { bypass_inbound: true, ..RedirectConfig::default() };
-    eventually("what arrives is left alone", || verify(&pod.netns, &outbound_only).unwrap() == Verdict::Intact).await;
+    eventually("what arrives is left alone", || {
+        verify(&pod.netns, &outbound_only).unwrap() == Verdict::Intact
+    })
+    .await;
     eventually("the proxy knows", told).await;
     world.describe(&pod, &json!({}), &json!({}), false);
     eventually("the proxy knows again", || !told()).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use culvert_model::Str;
 use culvert_net::netns::NetNs;
 use culvert_runtime::readiness;
+use culvert_runtime::tasks::Tasks;
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -22,6 +23,8 @@ pub struct Pods {
     // Held while a pod starts or stops, so that two messages about one pod never interleave.
     gate: tokio::sync::Mutex<()>,
     table: Mutex<Table>,
+    /// Pods that have another namespace now, while they drain.
+    replaced: Tasks,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +62,12 @@ impl Pods {
             waiting_for_snapshot: Some(shared.readiness.register("node agent snapshot")),
             ..Table::default()
         };
-        Arc::new(Self { shared, gate: tokio::sync::Mutex::new(()), table: Mutex::new(table) })
+        Arc::new(Self {
+            shared,
+            gate: tokio::sync::Mutex::new(()),
+            table: Mutex::new(table),
+            replaced: Tasks::new("replaced pods"),
+        })
     }
 
     /// A session with the agent began: what it does not name before the snapshot is complete is gone.
@@ -86,11 +94,14 @@ impl Pods {
                 None => None,
             }
         };
+        let outcome = self.start(uid, info, netns);
         if let Some(pod) = replaced {
             self.stopped(&pod);
-            pod.drain(self.shared.config.drain_deadline()).await;
+            // Beside the rest: the agent waits 5 s for an acknowledgement, and a drain may take as long.
+            let deadline = self.shared.config.drain_deadline();
+            self.replaced.spawn("replaced pod", async move { pod.drain(deadline).await });
         }
-        self.start(uid, info, netns)
+        outcome
     }
 
     /// A pod whose namespace the agent does not have, but which runs on.

@@ -113,6 +113,35 @@ async fn a_pod_that_cannot_be_served_is_tried_again_every_5_s() {
     tasks.abort_all();
 }
 
+/// C64, C68: a pod with another namespace is acknowledged at once, though a connection of the old one goes on until its drain ends.
+#[tokio::test]
+async fn a_pod_that_is_replaced_drains_beside_the_rest() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let pods = Pods::new(shared.clone());
+    let info = PodInfo {
+        name: "cart".into(),
+        namespace: "shop".into(),
+        service_account: "cart".into(),
+        native_tunnel: false,
+    };
+    let [first, second] = std::array::from_fn(|_| {
+        let netns = NetNs::create().unwrap();
+        netns.run(|| std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()).unwrap();
+        Arc::new(netns)
+    });
+    pods.add("pod", info.clone(), first.clone()).await.unwrap();
+    let old = pods.get("pod").unwrap();
+    // Something of it goes on.
+    let open = old.watcher();
+    let begun = std::time::Instant::now();
+    pods.add("pod", info, second).await.unwrap();
+    assert!(begun.elapsed() < shared.config.drain_deadline() / 2, "{:?}", begun.elapsed());
+    assert!(!Arc::ptr_eq(&old, &pods.get("pod").unwrap()));
+    // It drains: it takes nothing new, and has not been cut.
+    tokio::time::timeout(Duration::from_secs(5), open.started()).await.unwrap();
+    assert!(begun.elapsed() < shared.config.drain_deadline());
+}
+
 /// Z54: a pod that ends tunnels itself has its inbound ports for itself, as our agent says or, beside another agent, the control plane;
 /// what it sends is still the proxy's.
 #[tokio::test]
