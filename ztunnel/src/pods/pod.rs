@@ -84,6 +84,8 @@ pub struct Pod {
     pub workload_uid: Str,
     /// Its identity, from the agent and never from an address.
     pub identity: Identity,
+    /// Tunnels to it end here, and not in the pod itself (Z54).
+    pub terminated: bool,
     /// Its network namespace.
     pub netns: Arc<NetNs>,
     /// What all pods share.
@@ -152,6 +154,7 @@ impl Pod {
             .collect();
         let pod = Arc::new(Self {
             workload_uid,
+            terminated: !native,
             tls: TlsConfigs::new(&shared.config),
             tasks,
             info,

@@ -200,7 +200,10 @@ impl Pods {
             Ok(pod) => {
                 tracing::info!(%uid, namespace = %info.namespace, name = %info.name, "pod is served");
                 self.shared.observer.metrics.pods_started.inc();
-                self.shared.local.insert(uid.clone(), &pod);
+                // What ends tunnels itself judges its own traffic: it is reached by a tunnel, also from its own node.
+                if pod.terminated {
+                    self.shared.local.insert(uid.clone(), &pod);
+                }
                 let mut table = self.table.lock();
                 table.pending.remove(&uid);
                 table.running.insert(uid, pod);

@@ -161,6 +161,8 @@ async fn a_pod_that_ends_tunnels_itself_is_not_terminated() {
     let own = netns.run(|| std::net::TcpListener::bind("0.0.0.0:15008")).unwrap();
     assert!(pods.add("said", info(false), netns.clone()).await.is_err());
     pods.add("said", info(true), netns.clone()).await.unwrap();
+    let uid = pods.get("said").unwrap().workload_uid.clone();
+    assert!(shared.local.only(&uid).is_none(), "it is not handed streams past its own tunnel");
     assert!(listens(&netns, 15001) && !listens(&netns, 15006));
     // It does so no more.
     drop(own);
