@@ -44,6 +44,15 @@ pub struct CopyOutcome<R> {
     pub error: Option<io::ErrorKind>,
 }
 
+/// How long a copy may stand still; each is measured to within twice its length. `None` is for ever, which is what TCP promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IdleLimits {
+    /// While both directions are open.
+    pub open: Option<Duration>,
+    /// Once one direction has ended: the application at its end is often gone, and nothing else would say so.
+    pub half_closed: Option<Duration>,
+}
+
 /// What ended a copy. After anything but `Clean`, both sides have been reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseCause<R> {
@@ -57,6 +66,8 @@ pub enum CloseCause<R> {
     ConnectionLost(LostCause),
     /// No byte passed for the idle time.
     IdleTimeout,
+    /// One direction had ended, and no byte passed in the other for the time that such a copy may stand still.
+    HalfClosedTimeout,
     /// The caller's future resolved, with its reason.
     Killed(R),
 }
@@ -75,9 +86,11 @@ struct End<R> {
 }
 
 /// Fires when a count has not changed for a whole period. Looks at the count only when its timer fires, so moving bytes costs
-/// nothing, and it fires between one and two periods after the last byte.
+/// nothing, and it fires between one and two periods after the last byte. Without a limit there is no timer.
 struct IdleTimer {
+    limits: IdleLimits,
     timer: Option<(Pin<Box<Sleep>>, Duration)>,
+    half_closed: bool,
     seen: u64,
 }
 
@@ -99,14 +112,14 @@ pub fn arm_reset(socket: &TcpStream) {
     let _ = socket.set_zero_linger();
 }
 
-/// Copies between `tcp` and `tunnel` until both directions have ended, or one fails, or `idle_timeout` passes without a byte,
-/// or `kill` resolves. Pass `std::future::pending()` for no `kill`. Both are closed on return: with FIN and END_STREAM after
+/// Copies between `tcp` and `tunnel` until both directions have ended, or one fails, or it stood still for longer than `idle`
+/// allows, or `kill` resolves. Pass `std::future::pending()` for no `kill`. Both are closed on return: with FIN and END_STREAM after
 /// a clean end, else with RST and RST_STREAM: `CONNECT_ERROR` from the side that answered the CONNECT, as RFC 9113 8.5 asks of
 /// a proxy whose TCP connection failed, and `CANCEL` from the side that sent it. Dropping the future resets both.
 pub async fn copy_bidirectional<O, K>(
     tcp: TcpStream,
     tunnel: TunnelStream,
-    idle_timeout: Option<Duration>,
+    idle: IdleLimits,
     observer: O,
     kill: K,
 ) -> CopyOutcome<K::Output>
@@ -119,7 +132,7 @@ where
     let (recv, send) = tunnel.split();
     let (mut source, mut sink) = (TunnelSource::new(recv), TunnelSink::new(send));
     let (mut up, mut down) = (Pump::new(), Pump::new());
-    let mut idle = IdleTimer::new(idle_timeout);
+    let mut idle = IdleTimer::new(idle);
     let end = {
         let (read, write) = tcp.socket.split();
         let (mut tcp_source, mut tcp_sink) = (TcpSource::new(read), TcpSink::new(write.as_ref()));
@@ -146,7 +159,7 @@ where
             if let Some(error) = watch(cx, !up.is_reading(), &mut watched, failure.as_mut()) {
                 return Poll::Ready(End::of(true, Fault::Socket(error)));
             }
-            idle.poll(cx, up.moved() + down.moved())
+            idle.poll(cx, up.moved() + down.moved(), up.is_done() || down.is_done())
         })
         .await
     };
@@ -162,7 +175,7 @@ where
 pub async fn copy_tcp<O, K>(
     client: TcpStream,
     server: TcpStream,
-    idle_timeout: Option<Duration>,
+    idle: IdleLimits,
     observer: O,
     kill: K,
 ) -> CopyOutcome<K::Output>
@@ -172,7 +185,7 @@ where
 {
     let (mut client, mut server) = (ResetOnDrop::new(client), ResetOnDrop::new(server));
     let (mut up, mut down) = (Pump::new(), Pump::new());
-    let mut idle = IdleTimer::new(idle_timeout);
+    let mut idle = IdleTimer::new(idle);
     let end = {
         let (client_read, client_write) = client.socket.split();
         let (server_read, server_write) = server.socket.split();
@@ -207,7 +220,7 @@ where
             if let Some(error) = watch(cx, !down.is_reading(), &mut watched[1], server_failure.as_mut()) {
                 return Poll::Ready(End::of(false, Fault::Socket(error)));
             }
-            idle.poll(cx, up.moved() + down.moved())
+            idle.poll(cx, up.moved() + down.moved(), up.is_done() || down.is_done())
         })
         .await
     };
@@ -265,8 +278,9 @@ impl<R> End<R> {
         Self { cause: CloseCause::Clean, reason: None, error: None }
     }
 
-    fn idle() -> Self {
-        Self { cause: CloseCause::IdleTimeout, reason: None, error: None }
+    fn idle(half_closed: bool) -> Self {
+        let cause = if half_closed { CloseCause::HalfClosedTimeout } else { CloseCause::IdleTimeout };
+        Self { cause, reason: None, error: None }
     }
 
     fn killed(reason: R) -> Self {
@@ -296,18 +310,28 @@ impl<R> End<R> {
 }
 
 impl IdleTimer {
-    fn new(period: Option<Duration>) -> Self {
-        Self { timer: period.map(|period| (Box::pin(sleep(period)), period)), seen: 0 }
+    fn new(limits: IdleLimits) -> Self {
+        Self { limits, timer: limits.open.map(timer), half_closed: false, seen: 0 }
     }
 
-    fn poll<R>(&mut self, cx: &mut Context<'_>, count: u64) -> Poll<End<R>> {
+    fn poll<R>(&mut self, cx: &mut Context<'_>, count: u64, half_closed: bool) -> Poll<End<R>> {
+        if half_closed && !self.half_closed {
+            self.half_closed = true;
+            self.seen = count;
+            // Whichever is shorter: a limit for what is open holds for what is half open too.
+            self.timer = self.limits.half_closed.into_iter().chain(self.limits.open).min().map(timer);
+        }
         let Some((timer, period)) = &mut self.timer else { return Poll::Pending };
         while timer.as_mut().poll(cx).is_ready() {
             if std::mem::replace(&mut self.seen, count) == count {
-                return Poll::Ready(End::idle());
+                return Poll::Ready(End::idle(half_closed));
             }
             timer.as_mut().reset(Instant::now() + *period);
         }
         Poll::Pending
     }
+}
+
+fn timer(period: Duration) -> (Pin<Box<Sleep>>, Duration) {
+    (Box::pin(sleep(period)), period)
 }

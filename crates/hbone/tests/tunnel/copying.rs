@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use culvert_hbone::copy::{CloseCause, CopyObserver, CopyOutcome, arm_reset, copy_bidirectional, copy_tcp};
+use culvert_hbone::copy::{CloseCause, CopyObserver, CopyOutcome, IdleLimits, arm_reset, copy_bidirectional, copy_tcp};
 use culvert_hbone::{ClientHandle, LostCause, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,6 +16,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 use crate::common::*;
 
 type Outcome = CopyOutcome<()>;
+
+const NEVER: IdleLimits = IdleLimits { open: None, half_closed: None };
 
 /// client -- near copy -- [tunnel] -- far copy -- server; without a tunnel both copies are the same one.
 struct Path {
@@ -34,8 +36,8 @@ async fn through_tunnel() -> Path {
     Path {
         client,
         server,
-        near: spawn(copy_bidirectional(near_tcp, near, None, (), pending())),
-        far: Some(spawn(copy_bidirectional(far_tcp, far, None, (), pending()))),
+        near: spawn(copy_bidirectional(near_tcp, near, NEVER, (), pending())),
+        far: Some(spawn(copy_bidirectional(far_tcp, far, NEVER, (), pending()))),
         _keep: Some((handle, peer)),
         driver: Some(driver),
     }
@@ -43,7 +45,7 @@ async fn through_tunnel() -> Path {
 
 async fn direct() -> Path {
     let ((client, near), (far, server)) = (tcp_pair().await, tcp_pair().await);
-    let near = spawn(copy_tcp(near, far, None, (), pending()));
+    let near = spawn(copy_tcp(near, far, NEVER, (), pending()));
     Path { client, server, near, far: None, _keep: None, driver: None }
 }
 
@@ -214,7 +216,7 @@ async fn killed_by_policy_with_its_reason() {
     let (near, far, _handle, _peer) = one_tunnel().await;
     let (mut client, near_tcp) = tcp_pair().await;
     let (kill, killed) = oneshot::channel();
-    let copy = spawn(copy_bidirectional(near_tcp, near, None, (), killed));
+    let copy = spawn(copy_bidirectional(near_tcp, near, NEVER, (), killed));
     client.write_all(b"x").await.unwrap();
     let (mut far_recv, _far_send) = far.split();
     assert_eq!(far_recv.recv().await, Ok(Some(bytes("x"))));
@@ -255,7 +257,7 @@ impl CopyObserver for Counts {
 async fn idle_connection_ends_and_a_busy_one_does_not() {
     let ((mut client, near), (far, mut server)) = (tcp_pair().await, tcp_pair().await);
     let counts = Arc::new(Counts::default());
-    let idle = Some(Duration::from_millis(300));
+    let idle = IdleLimits { open: Some(Duration::from_millis(300)), ..NEVER };
     let copy = spawn(copy_tcp(near, far, idle, counts.clone(), pending::<()>()));
     // Bytes for longer than the idle time.
     let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -278,7 +280,7 @@ async fn idle_connection_ends_and_a_busy_one_does_not() {
 #[tokio::test]
 async fn idle_copy_is_small() {
     let (near, _far, _handle, _peer) = one_tunnel().await;
-    let copy = copy_bidirectional(tcp_pair().await.0, near, None, (), pending::<()>());
+    let copy = copy_bidirectional(tcp_pair().await.0, near, NEVER, (), pending::<()>());
     let size = size_of_val(&copy);
     assert!(size <= 1536, "{size} bytes");
 }

@@ -1,5 +1,6 @@
 //! The tunnel over in-memory IO and over loopback TCP.
 
+mod bounds;
 mod common;
 mod connection;
 mod copying;
