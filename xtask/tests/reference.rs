@@ -50,11 +50,29 @@ fn every_metric_has_a_line() {
     holds_all("operations/metrics.md", timed.into_iter().map(|name| format!("istio_{name}_seconds")));
     let pods = names("ztunnel/src/observe/metrics.rs", "pods.register(\"", "\"");
     holds_all("operations/metrics.md", pods.into_iter().map(|name| format!("workload_manager_{name}")));
+    for (file, prefix) in [
+        ("gauges", "culvert"),
+        ("gauges", "istio"),
+        ("gauges", "tokio"),
+        ("discovery", "istio"),
+        ("limits", "culvert"),
+    ] {
+        let found = names(&format!("ztunnel/src/observe/{file}.rs"), &format!("{prefix}.register(\""), "\"");
+        assert!(!found.is_empty(), "{file} {prefix}");
+        holds_all("operations/metrics.md", found.into_iter().map(|name| format!("{prefix}_{name}")));
+    }
     let controller = names("controller/src/metrics.rs", "mine.register(\"", "\"");
     holds_all(
         "operations/metrics.md",
         controller.into_iter().map(|name| format!("culvert_controller_{name}")),
     );
+}
+
+#[test]
+fn every_limit_has_a_line() {
+    let limits = names("ztunnel/src/observe/limits.rs", "=> \"", "\"");
+    assert!(limits.len() > 10, "{limits:?}");
+    holds_all("operations/limits.md", limits);
 }
 
 #[test]
@@ -67,7 +85,9 @@ fn every_field_of_the_access_log_has_a_line() {
 
 #[test]
 fn every_variable_of_the_proxy_and_the_agent_has_a_line() {
-    for file in ["ztunnel/src/config.rs", "ztunnel/src/agent/mod.rs", "ztunnel/src/main.rs"] {
+    for file in
+        ["ztunnel/src/config.rs", "ztunnel/src/bounds.rs", "ztunnel/src/agent/mod.rs", "ztunnel/src/main.rs"]
+    {
         holds_all("operations/flags.md", names(file, "env = \"", "\""));
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::app::bind;
 use crate::explain::{Knowledge, explain};
+use crate::observe::measure;
 use crate::pods::{Pods, Shared};
 use crate::profile;
 
@@ -33,7 +34,7 @@ pub fn serve(
     let config = &shared.config;
     let ports = [
         ("admin", config.admin_listen, admin(shared, pods, &filter, quit)),
-        ("metrics", config.metrics_listen, metrics(shared, registry)),
+        ("metrics", config.metrics_listen, metrics(shared, pods, registry)),
         ("readiness", config.readiness_listen, AdminServer::new().readiness(shared.readiness.clone())),
     ];
     for (name, address, server) in ports {
@@ -91,14 +92,12 @@ fn admin(shared: &Arc<Shared>, pods: &Arc<Pods>, filter: &FilterHandle, quit: &A
 }
 
 /// Bytes of connections that are still open are counted at each scrape, so that a long transfer shows while it runs.
-fn metrics(shared: &Arc<Shared>, registry: &Registry) -> AdminServer {
+fn metrics(shared: &Arc<Shared>, pods: &Arc<Pods>, registry: &Registry) -> AdminServer {
     let mut server = AdminServer::new();
     for path in ["/metrics", "/stats/prometheus"] {
-        let (shared, registry) = (shared.clone(), registry.clone());
+        let (shared, pods, registry) = (shared.clone(), pods.clone(), registry.clone());
         server = server.route("GET", path, "metrics, OpenMetrics text", move |_| {
-            for live in shared.observer.connections.all() {
-                shared.observer.metrics.traffic(&live);
-            }
+            measure(&shared, &pods);
             let mut response = text(StatusCode::OK, registry.encode());
             response.headers_mut().insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(CONTENT_TYPE));
             std::future::ready(response)

@@ -12,6 +12,7 @@ use culvert_identity::control::{ControlEndpoint, control_channel};
 use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::token::TokenFile;
 use culvert_model::identity::Identity;
+use culvert_net::socket::Reserve;
 use culvert_runtime::clock::SystemClock;
 use culvert_runtime::drain;
 use culvert_runtime::metrics::Metrics as Registry;
@@ -23,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::config::ProxyConfig;
 use crate::observe::{Connections, Metrics, Observer};
-use crate::pods::{self, Pods, Shared};
+use crate::pods::{self, Places, Pods, Shared};
 use crate::state::State;
 use crate::{admin, control};
 
@@ -34,18 +35,30 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// A setting that cannot work, a port that cannot be bound, or an agent that breaks the protocol.
-pub fn run(config: ProxyConfig, filter: FilterHandle) -> anyhow::Result<()> {
+pub fn run(mut config: ProxyConfig, filter: FilterHandle) -> anyhow::Result<()> {
+    if config.dns_upstream.is_empty() {
+        // Without one there is nobody to ask, which each query then says.
+        config.dns_upstream =
+            crate::dns::servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    }
     config.validate()?;
-    culvert_net::socket::raise_nofile_limit().context("raising the limit of open files")?;
+    let descriptors = culvert_net::socket::raise_nofile_limit().context("raising the limit of open files")?;
     let workers = Workers::start(config.worker_count()?, "worker").context("starting worker threads")?;
     // Control plane, agent and admin live on this thread, away from the traffic (Z03).
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve(config, filter, workers))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(
+        config,
+        filter,
+        workers,
+        descriptors,
+    ))
 }
 
-async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> anyhow::Result<()> {
+async fn serve(
+    config: ProxyConfig,
+    filter: FilterHandle,
+    workers: Workers,
+    descriptors: u64,
+) -> anyhow::Result<()> {
     let tasks = Tasks::new("proxy");
     let registry = Registry::for_process("ztunnel", env!("CARGO_PKG_VERSION"));
     let metrics = registry.register(Metrics::new);
@@ -61,6 +74,8 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
         drain: watcher,
         next_worker: AtomicUsize::new(0),
         local: pods::LocalPods::default(),
+        places: Places::new(config.bounds.max_connections, config.bounds.max_pod_connections, descriptors),
+        reserve: Reserve::new().context("a descriptor in reserve")?,
         workers: workers.iter().cloned().collect(),
         config,
     });

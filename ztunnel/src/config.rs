@@ -15,6 +15,8 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 /// How the programs of this package read their settings.
 pub const PROGRAM: Program = Program { layers: variables::layers, secrets: &["xds-header", "ca-header"] };
 
+use crate::bounds::Bounds;
+
 /// Mark of every socket that the proxy opens in a pod's namespace: such traffic is not captured again (C40).
 pub const PROXY_MARK: u32 = 0x539;
 /// Captured outbound connections (Z01).
@@ -25,7 +27,7 @@ pub const INBOUND_PORT: u16 = 15006;
 pub const HBONE_PORT: u16 = 15008;
 /// The pod's DNS proxy (Z01).
 pub const DNS_PORT: u16 = 15053;
-/// SOCKS5 in ambient; never a final destination (Z49).
+/// SOCKS5, where it is switched on (Z01); never a final destination (Z49).
 pub const SOCKS_PORT: u16 = 15080;
 /// The ports that belong to the proxy inside a pod (Z29, Z49).
 pub const OWN_PORTS: [u16; 5] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, DNS_PORT, SOCKS_PORT];
@@ -113,7 +115,7 @@ pub struct ProxyConfig {
     /// `KEY=VALUE` in this proxy's entry for the control plane; also each variable `ISTIO_META_KEY`. At most 256.
     #[arg(long)]
     pub node_metadata: Vec<Metadatum>,
-    /// Where DNS queries for other names go, in order.
+    /// Where DNS queries for other names go, in order; the servers of /etc/resolv.conf if absent (Z82).
     #[arg(long, env = "DNS_UPSTREAM", value_delimiter = ',')]
     pub dns_upstream: Vec<SocketAddr>,
     /// Worker threads: a number, `N%` of the cores, or 0 for all; by default a share of the machine.
@@ -145,6 +147,12 @@ pub struct ProxyConfig {
     /// says that no NetworkPolicy selects either pod; `tunnel` never does; `handover` also does where it does not say.
     #[arg(long, env = "SAME_NODE", value_enum, default_value_t = SameNode::Auto)]
     pub same_node: SameNode,
+    /// Whether each pod gets a SOCKS5 proxy at 127.0.0.1:15080 (Z01).
+    #[arg(long, env = "UNSTABLE_ENABLE_SOCKS5", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub socks5: bool,
+    /// How much is served at once, and how long what stands still is kept.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// Where each setting came from, for the admin page.
     #[arg(skip)]
     pub effective: Effective,

@@ -15,9 +15,7 @@ use culvert_model::workload::Workload;
 use culvert_proto::discovery::Node;
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use culvert_runtime::readiness;
-use culvert_xds::client::{
-    AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Responder, Unobserved,
-};
+use culvert_xds::client::{AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Responder};
 use culvert_xds::gate::{Gate, Verdict};
 use culvert_xds::state::{Delivery, Rejection, Subscription};
 use tokio::sync::mpsc;
@@ -26,6 +24,7 @@ use tonic::transport::Channel;
 
 use crate::config::ProxyConfig;
 use crate::inbound::rejudge;
+use crate::observe::Metrics;
 use crate::pods::{Pods, Shared};
 
 pub use local::run as run_local;
@@ -37,7 +36,7 @@ const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL];
 /// Follows the control plane until the process ends; while it is away the last snapshot stays in force.
 pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
     let (sink, mut events) = mpsc::channel(QUEUE);
-    let client = AdsClient::new(client_config(&shared.config, channel));
+    let client = AdsClient::new(client_config(&shared.config, channel, shared.observer.metrics.clone()));
     let drain = shared.drain.clone();
     let following = culvert_runtime::tasks::Tasks::new("xds");
     following.spawn("xds client", client.run(sink, drain));
@@ -54,7 +53,7 @@ pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
     }
 }
 
-fn client_config(config: &ProxyConfig, channel: Channel) -> ClientConfig {
+fn client_config(config: &ProxyConfig, channel: Channel, metrics: Arc<Metrics>) -> ClientConfig {
     let token = config.token_file.as_ref().map(TokenFile::new);
     let headers = config.xds_header.clone();
     ClientConfig {
@@ -77,7 +76,7 @@ fn client_config(config: &ProxyConfig, channel: Channel) -> ClientConfig {
         backoff: BACKOFF,
         random: fastrand::Rng::new(),
         max_message_bytes: MAX_MESSAGE_BYTES,
-        observer: Arc::new(Unobserved),
+        observer: metrics,
     }
 }
 
@@ -135,11 +134,11 @@ impl Follower {
         }
         // After the commit, and after what is open was judged by it.
         for (responder, rejections) in staged.answers {
-            let metrics = &self.shared.observer.metrics;
+            let discovery = &self.shared.observer.metrics.discovery;
             if rejections.is_empty() {
-                metrics.xds_accepted.inc()
+                discovery.accepted.inc()
             } else {
-                metrics.xds_rejected.inc()
+                discovery.rejected.inc()
             };
             responder.accept_except(rejections);
         }

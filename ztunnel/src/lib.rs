@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod agent;
 pub mod app;
+pub mod bounds;
 pub mod config;
 pub mod control;
 pub mod dns;

@@ -1,5 +1,8 @@
 //! A pod as it runs: real sockets in a namespace of its own, a fake authority, and no control plane. As root only.
 
+mod bounds;
+mod socks;
+
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
@@ -22,7 +25,7 @@ use culvert_model::snapshot::Snapshot;
 use culvert_model::workload::{ApplicationTunnel, TunnelProtocol, Workload};
 use culvert_net::netns::NetNs;
 use culvert_net::redirect::{RedirectConfig, install};
-use culvert_net::socket::{DialOptions, connect};
+use culvert_net::socket::{DialOptions, Reserve, connect};
 use culvert_runtime::clock::SystemClock;
 use culvert_runtime::drain::{self, DrainTrigger};
 use culvert_runtime::readiness::Readiness;
@@ -37,7 +40,7 @@ use crate::authority::Authority;
 use crate::config::{ProxyConfig, SOURCE_TIMEOUT};
 use crate::dns::fake::{fake_in, many};
 use crate::observe::{Connections, Metrics, Observer};
-use crate::pods::{Pod, PodInfo, Pods, Shared};
+use crate::pods::{Places, Pod, PodInfo, Pods, Shared};
 use crate::state::State;
 use crate::world::{by_name, identity, serve, service, snapshot, workload};
 
@@ -93,8 +96,10 @@ pub(crate) fn shared_by(
     arguments.extend(dns.map(|server| format!("--dns-upstream={server}")));
     arguments.extend_from_slice(more);
     let (trigger, watcher) = drain::channel();
+    let config = Settings::parse_from(arguments).proxy;
+    let places = Places::new(config.bounds.max_connections, config.bounds.max_pod_connections, u64::MAX);
     let shared = Arc::new(Shared {
-        config: Settings::parse_from(arguments).proxy,
+        config,
         state: Arc::new(State::default()),
         certificates: Arc::new(CertificateManager::new(
             authority,
@@ -112,6 +117,8 @@ pub(crate) fn shared_by(
         drain: watcher,
         next_worker: AtomicUsize::new(0),
         local: Default::default(),
+        places,
+        reserve: Reserve::new().unwrap(),
     });
     (shared, trigger)
 }

@@ -13,8 +13,8 @@ use culvert_net::NetNs;
 use culvert_net::capture::{Capture, CaptureOptions};
 use culvert_net::nft::{Batch, Changes, Monitor};
 use culvert_net::socket::{
-    DialError, DialOptions, Keepalive, TcpState, arm_reset, connect, raise_nofile_limit, tcp_info,
-    tune_accepted,
+    Acceptor, DialError, DialOptions, Keepalive, Reserve, TcpState, arm_reset, connect, exhausted,
+    raise_nofile_limit, tcp_info, tune_accepted,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -118,7 +118,7 @@ async fn socket_options_take_effect() {
     };
     let mut dialed = connect(&world.pod, addr(CLIENT[0], 8080), &options, SOON).await.unwrap();
     let (mut served, _) = within(server.accept()).await.unwrap();
-    tune_accepted(&served, &Keepalive::default()).unwrap();
+    tune_accepted(&served, &Keepalive::default(), None).unwrap();
     assert!(served.nodelay().unwrap() && dialed.nodelay().unwrap());
     let seen = socket2::SockRef::from(&dialed);
     assert!(seen.keepalive().unwrap());
@@ -188,4 +188,23 @@ async fn a_monitor_hears_of_changes_in_its_namespace_only() {
     let change = within(monitor.next()).await.unwrap();
     let Changes::Committed { pid, process } = change else { panic!("{change:?}") };
     assert!(pid.is_some() && process.is_some());
+}
+
+/// With a descriptor in reserve the connection that has waited longest is told, and none that does not exist.
+#[tokio::test]
+async fn one_in_reserve() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = Acceptor::new(listener).unwrap();
+    let reserve = Reserve::new().unwrap();
+    assert!(!reserve.refuse_one(&acceptor), "nobody waits");
+    let mut first = tokio::net::TcpStream::connect(address).await.unwrap();
+    let _second = tokio::net::TcpStream::connect(address).await.unwrap();
+    assert!(reserve.refuse_one(&acceptor));
+    assert_eq!(first.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let (_stream, peer) = within(acceptor.accept()).await.unwrap();
+    assert_eq!(peer, _second.local_addr().unwrap());
+    assert!(exhausted(&io::Error::from_raw_os_error(24)) && exhausted(&io::Error::from_raw_os_error(23)));
+    assert!(!exhausted(&io::Error::from(ErrorKind::ConnectionAborted)));
 }

@@ -167,13 +167,13 @@ enum Ended {
 }
 
 impl Disconnect {
-    /// The reason as a metric label (Z102).
+    /// The reason as a metric label (Z102), in the words that dashboards know.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Connect(_) | Self::Credentials(_) => "connection_error",
-            Self::Stream { .. } | Self::Protocol(_) | Self::Stalled => "error",
-            Self::Complete => "complete",
+            Self::Connect(_) | Self::Credentials(_) => "ConnectionError",
+            Self::Stream { .. } | Self::Protocol(_) | Self::Stalled => "Error",
+            Self::Complete => "Complete",
         }
     }
 }

@@ -8,10 +8,12 @@ mod answer;
 pub mod fake;
 mod lookup;
 mod names;
+mod resolv;
 mod server;
 mod upstream;
 
 pub use lookup::ask;
-pub use names::{Answer, LookupError, Names};
-pub use server::{DnsServer, DnsSockets};
+pub use names::{Answer, LookupError, MAX_NAMES, Names};
+pub use resolv::servers;
+pub use server::{DnsServer, DnsSockets, MAX_IN_FLIGHT};
 pub use upstream::{Upstream, leads_back};

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use culvert_model::Str;
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Names kept, each family for itself (Z42). An entry has about 300 bytes with a few addresses, so 1.2 MB at worst.
-const MAX_NAMES: usize = 4096;
+pub const MAX_NAMES: usize = 4096;
 /// When the table is full and every entry is still good, so many of them make room at once: a sweep costs a walk over the
 /// table, and so does not happen for every name.
 const SWEEP: usize = 256;
@@ -50,6 +51,8 @@ pub enum LookupError {
 #[derive(Debug, Default)]
 pub struct Names {
     table: Mutex<HashMap<(Str, QueryFamily), Arc<Slot>>>,
+    /// How often it was full since somebody asked.
+    sweeps: AtomicU64,
 }
 
 /// One name's place. The inner lock is held while the name is being asked for: who waits for it finds the answer.
@@ -103,12 +106,18 @@ impl Names {
         self.len() == 0
     }
 
+    /// How often the table was full since this was asked last.
+    pub fn take_sweeps(&self) -> u64 {
+        self.sweeps.swap(0, Ordering::Relaxed)
+    }
+
     fn slot(&self, name: &Str, family: QueryFamily) -> Arc<Slot> {
         let mut table = self.table.lock();
         if let Some(slot) = table.get(&(name.clone(), family)) {
             return slot.clone();
         }
         if table.len() >= MAX_NAMES {
+            self.sweeps.fetch_add(1, Ordering::Relaxed);
             sweep(&mut table);
         }
         table.entry((name.clone(), family)).or_default().clone()
@@ -251,6 +260,8 @@ mod tests {
         let newest = format!("n{}.example", 3 * MAX_NAMES - 1);
         ask(&names, &newest, &asked, answer("192.0.2.1", 30)).await.unwrap();
         assert_eq!(asked.get(), before, "the newest is kept");
+        assert!(names.take_sweeps() > 0, "it was full");
+        assert_eq!(names.take_sweeps(), 0);
         let v6 =
             names.addresses(newest.as_str().into(), QueryFamily::V6, || async { answer("2001:db8::1", 30) });
         assert_eq!(v6.await.unwrap()[0].to_string(), "2001:db8::1");

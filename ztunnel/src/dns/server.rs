@@ -5,23 +5,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_net::socket::exhausted;
 use culvert_runtime::tasks::Tasks;
 use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::answer::{Action, Asker, Transport, decide, server_failure};
 use super::upstream::{Upstream, leads_back};
 use crate::observe::Metrics;
+use crate::observe::limits::Limit;
 use crate::state::State;
 
 /// Queries of one pod under way at once: at 4.5 s a query that is 56 a second even when upstream is dead. What
 /// comes beyond is dropped, and the resolver asks again.
-const MAX_IN_FLIGHT: usize = 256;
+pub const MAX_IN_FLIGHT: usize = 256;
 /// A TCP client that asks nothing for so long is closed.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+/// After a socket failed.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The largest query read from a datagram.
 const MAX_QUERY: usize = 4096;
 
@@ -53,25 +57,17 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// A server that answers for the pod with workload uid `client` and asks `servers` about everything else.
+    /// A server that answers for the pod with workload uid `client` and asks `upstream` about everything else; `in_flight` are its places.
     pub fn new(
         client: culvert_model::Str,
         state: Arc<State>,
-        servers: Arc<[SocketAddr]>,
-        netns: Arc<culvert_net::netns::NetNs>,
+        upstream: Upstream,
         cluster_domain: culvert_model::Str,
         metrics: Arc<Metrics>,
         tasks: Tasks,
+        in_flight: Arc<Semaphore>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            client,
-            state,
-            upstream: Upstream::new(servers, netns),
-            cluster_domain,
-            metrics,
-            tasks,
-            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
-        })
+        Arc::new(Self { client, state, upstream, cluster_domain, metrics, tasks, in_flight })
     }
 
     /// Serves until its tasks are aborted.
@@ -98,14 +94,11 @@ impl DnsServer {
                 // An earlier answer met a closed port: the error belongs to that client, not to the socket.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                 Err(error) => {
-                    tracing::warn!(pod = %self.client, %error, "DNS over UDP cannot be read");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    self.pause(&error, "DNS over UDP cannot be read").await;
                     continue;
                 }
             };
-            let Ok(permit) = self.in_flight.clone().try_acquire_owned() else {
-                continue;
-            };
+            let Some(permit) = self.permit() else { continue };
             let (server, socket, query) = (self.clone(), socket.clone(), buffer[..length].to_vec());
             self.tasks.spawn("dns query", async move {
                 if let Some(response) = server.answer(&query, Transport::Udp).await {
@@ -121,20 +114,42 @@ impl DnsServer {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(pod = %self.client, %error, "DNS over TCP cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    self.pause(&error, "DNS over TCP cannot be accepted").await;
                     continue;
                 }
             };
-            let Ok(permit) = self.in_flight.clone().try_acquire_owned() else {
-                continue;
-            };
+            let Some(permit) = self.permit() else { continue };
             let server = self.clone();
             self.tasks.spawn("dns stream", async move {
                 let _ = server.serve_stream(stream).await;
                 drop(permit);
             });
         }
+    }
+
+    /// A place for one more query, or stream of queries.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.in_flight.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            let limits = &self.metrics.limits;
+            limits.reached(Limit::DnsQueries);
+            if let Some(others) = limits.line_due(Limit::DnsQueries) {
+                tracing::warn!(pod = %self.client, others, "too many DNS queries under way: one was dropped");
+            }
+        }
+        permit
+    }
+
+    /// After a socket failed, most likely for want of descriptors: trying again at once would spin.
+    async fn pause(&self, error: &io::Error, what: &'static str) {
+        let limits = &self.metrics.limits;
+        if exhausted(error) {
+            limits.reached(Limit::Descriptors);
+        }
+        if limits.line_due(Limit::Descriptors).is_some() {
+            tracing::warn!(pod = %self.client, %error, "{what}");
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 
     async fn serve_stream(&self, mut stream: TcpStream) -> io::Result<()> {

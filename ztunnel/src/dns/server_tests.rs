@@ -36,11 +36,14 @@ fn world(tasks: &Tasks, client: &str, upstream: &[&Fake]) -> World {
     let server = DnsServer::new(
         client.into(),
         state,
-        upstream.iter().map(|fake| fake.address).collect(),
-        Arc::new(NetNs::current().unwrap()),
+        Upstream::new(
+            upstream.iter().map(|fake| fake.address).collect(),
+            Arc::new(NetNs::current().unwrap()),
+        ),
         "cluster.local".into(),
         Metrics::new(&mut registry),
         tasks.clone(),
+        Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
     );
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -174,6 +177,7 @@ async fn queries_under_way_are_bounded() {
     let mut stream = TcpStream::connect(world.tcp).await.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "closed without an answer");
     assert_eq!(world.metric("istio_dns_requests_total"), 0.0);
+    assert_eq!(world.metric(r#"culvert_limit_reached_total{limit="dns_queries"}"#), 1.0);
     drop(held);
     assert_eq!(addresses(&world.ask_udp("web.shop.svc.cluster.local.").await), ["198.18.128.1"]);
     assert_eq!(world.server.in_flight.available_permits(), MAX_IN_FLIGHT);

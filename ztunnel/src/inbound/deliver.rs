@@ -19,13 +19,14 @@ use super::accept::Peer;
 use super::rejudge::judge_again;
 use super::target::target;
 use super::{authorize, proxy_protocol};
-use crate::config::{CONNECT_TIMEOUT, PROXY_MARK};
+use crate::config::CONNECT_TIMEOUT;
 use crate::headers;
 use crate::io::{Counting, Side, killed};
 use crate::observe::flow::{End, Failure, Security};
+use crate::observe::limits::Limit;
 use crate::observe::{Direction, Flow, Phase, Tracked};
 use crate::outbound::end;
-use crate::pods::{KEEPALIVE, Pod};
+use crate::pods::Pod;
 
 /// Serves one CONNECT request from its headers to its last byte.
 pub async fn serve(pod: Arc<Pod>, peer: Arc<Peer>, mut incoming: Incoming) {
@@ -167,13 +168,8 @@ pub async fn dial(
     target: SocketAddr,
     _permit: Permit,
 ) -> Result<TcpStream, Failure> {
-    let options = DialOptions {
-        mark: Some(PROXY_MARK),
-        source: client.and_then(|client| imitated(client, target)),
-        nodelay: true,
-        keepalive: Some(KEEPALIVE),
-        ..DialOptions::default()
-    };
+    let source = client.and_then(|client| imitated(client, target));
+    let options = DialOptions { source, ..pod.dial_options() };
     connect(&pod.netns, target, &options, CONNECT_TIMEOUT).await.map_err(|error| undelivered(&error))
 }
 
@@ -189,6 +185,9 @@ fn undelivered(error: &DialError) -> Failure {
         DialError::Refused(..) => Reason::ConnectionRefused,
         DialError::Unreachable(..) => Reason::Unreachable,
         DialError::TimedOut(..) => Reason::ConnectTimeout,
+        DialError::Exhausted(..) => {
+            return Failure::new(Reason::Overloaded, error.to_string()).beyond(Limit::Descriptors);
+        }
         DialError::Other(..) => Reason::Internal,
     };
     Failure::new(reason, error.to_string())
@@ -204,7 +203,8 @@ async fn forward(
     let live = tracked.opened();
     judge_again(&pod.shared, &live);
     let counting = Counting::new(live.clone(), Side::Destination);
-    let outcome = copy_bidirectional(upstream, tunnel, None, &counting, killed(&live, pod.watcher())).await;
+    let idle = pod.shared.config.bounds.idle();
+    let outcome = copy_bidirectional(upstream, tunnel, idle, &counting, killed(&live, pod.watcher())).await;
     counting.phases(&mut tracked.flow);
     tracked.finish(end(outcome, Side::Destination));
 }
@@ -237,6 +237,7 @@ mod tests {
             (DialError::Refused(to), Reason::ConnectionRefused),
             (DialError::Unreachable(to, error()), Reason::Unreachable),
             (DialError::TimedOut(to), Reason::ConnectTimeout),
+            (DialError::Exhausted(to, error()), Reason::Overloaded),
             (DialError::Other(to, error()), Reason::Internal),
         ] {
             let failure = undelivered(&failed);

@@ -34,7 +34,8 @@ pub async fn serve(pod: Arc<Pod>, _worker: usize, stream: std::net::TcpStream, f
             let live = tracked.opened();
             judge_again(&pod.shared, &live);
             let counting = Counting::new(live.clone(), Side::Source);
-            let outcome = copy_tcp(client, upstream, None, &counting, killed(&live, pod.watcher())).await;
+            let idle = pod.shared.config.bounds.idle();
+            let outcome = copy_tcp(client, upstream, idle, &counting, killed(&live, pod.watcher())).await;
             counting.phases(&mut tracked.flow);
             tracked.finish(end(outcome, Side::Source));
         }

@@ -13,6 +13,8 @@ use culvert_model::service::Service;
 use culvert_model::workload::Workload;
 use smallvec::SmallVec;
 
+use super::limits::Limit;
+
 /// Everything there is to say about one connection.
 #[derive(Debug)]
 pub struct Flow {
@@ -90,11 +92,11 @@ pub enum Phase {
     Authorize,
     /// Our certificate is at hand.
     Certificate,
-    /// TCP to the next hop stands.
+    /// TCP to the next hop stands; not reached where a tunnel is used that stood before.
     Connect,
-    /// TLS and HTTP/2 with the next hop stand.
+    /// TLS with the next hop stands, and HTTP/2 waits for nothing more; likewise.
     Handshake,
-    /// The tunnel's stream is open, or the destination accepted.
+    /// The tunnel's stream is open (the other proxy has answered), or the destination accepted.
     Open,
     /// First byte towards the destination.
     FirstSent,
@@ -122,6 +124,8 @@ pub struct Failure {
     pub reason: Reason,
     /// The particulars, for a person.
     pub detail: String,
+    /// The bound that was reached, if it was one.
+    pub limit: Option<Limit>,
 }
 
 impl Flow {
@@ -150,13 +154,17 @@ impl Flow {
     /// The phase is over now.
     pub fn mark(&mut self, phase: Phase) {
         // Microseconds in 32 bits reach 71 minutes; a longer connection is told by `duration`.
-        let micros = u32::try_from(self.started.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.phases[phase as usize] = micros.max(1);
+        self.mark_at(phase, self.started.elapsed());
     }
 
     /// The phase ended so many microseconds after an earlier one.
     pub fn mark_after(&mut self, earlier: Phase, phase: Phase, micros: u32) {
         self.phases[phase as usize] = self.phases[earlier as usize].saturating_add(micros).max(1);
+    }
+
+    /// The phase ended so long after the accept.
+    pub fn mark_at(&mut self, phase: Phase, at: Duration) {
+        self.phases[phase as usize] = u32::try_from(at.as_micros()).unwrap_or(u32::MAX).max(1);
     }
 
     /// When the phase ended, after the accept; `None` if it was not reached.
@@ -189,6 +197,11 @@ impl Party {
     /// The workload's name, or `None`.
     pub fn workload_name(&self) -> Option<&Str> {
         self.workload.as_ref().map(|w| &w.name)
+    }
+
+    /// The workload's cluster, or `None`.
+    pub fn cluster(&self) -> Option<&Str> {
+        self.workload.as_ref().map(|w| &w.cluster_id).filter(|cluster| !cluster.is_empty())
     }
 
     /// The workload's namespace, or `None`.
@@ -234,7 +247,12 @@ impl Phase {
 impl Failure {
     /// A reason and its particulars.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), limit: None }
+    }
+
+    /// The failure is that this bound was reached.
+    pub fn beyond(self, limit: Limit) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 }
 

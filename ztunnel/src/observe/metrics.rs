@@ -2,6 +2,7 @@
 //! early counts too.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -16,15 +17,24 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::connections::Live;
+use super::discovery::Discovery;
 use super::flow::{Direction, Flow, Party, Security};
+use super::gauges::{AcceptedTunnel, Gauges};
+use super::limits::{Limit, Limits};
 
-/// Label sets kept at most: beyond, a connection is counted under `unknown` workloads. At about 600 bytes a set in four
-/// families that is 24 MB at worst.
+/// Label sets kept at most: beyond, a connection is counted under `unknown` workloads. At about 600 bytes a set in five
+/// families, of which that of failures has sets of its own, that is 30 MB at worst.
 const MAX_SERIES: usize = 10_000;
 
 /// The counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
+    /// How near the bounds are.
+    pub limits: Limits,
+    /// What is open now.
+    pub gauges: Gauges,
+    /// What passes between the proxy and the control plane.
+    pub discovery: Discovery,
     opened: Family<Labels, Counter>,
     closed: Family<Labels, Counter>,
     failed: Family<FailedLabels, Counter>,
@@ -52,11 +62,8 @@ pub struct Metrics {
     pub connect_retries: Counter,
     /// Times that an endpoint began to be avoided because connecting to it failed.
     pub endpoint_cooldowns: Counter,
-    /// xDS responses accepted.
-    pub xds_accepted: Counter,
-    /// xDS responses with a resource that was refused.
-    pub xds_rejected: Counter,
     series: Mutex<HashSet<Labels>>,
+    failed_series: Mutex<HashSet<FailedLabels>>,
 }
 
 /// Istio's standard TCP labels.
@@ -107,6 +114,9 @@ impl Metrics {
     /// Registers every family.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self {
+            limits: Limits::new(registry),
+            gauges: Gauges::new(registry),
+            discovery: Discovery::new(registry),
             opened: Family::default(),
             closed: Family::default(),
             failed: Family::default(),
@@ -124,9 +134,8 @@ impl Metrics {
             on_demand_dns: Counter::default(),
             connect_retries: Counter::default(),
             endpoint_cooldowns: Counter::default(),
-            xds_accepted: Counter::default(),
-            xds_rejected: Counter::default(),
             series: Mutex::default(),
+            failed_series: Mutex::default(),
         };
         let m = &metrics;
         registry.register_collector(Box::new(super::windows::Windows(culvert_hbone::Budget::of_process())));
@@ -164,8 +173,6 @@ impl Metrics {
             "Times that an endpoint began to be avoided because connecting to it failed",
             m.endpoint_cooldowns.clone(),
         );
-        istio.register("xds_accepted", "xDS responses accepted whole", m.xds_accepted.clone());
-        istio.register("xds_rejected", "xDS responses with a refused resource", m.xds_rejected.clone());
         let pods = registry.sub_registry_with_prefix("workload_manager");
         pods.register("active_proxy_count", "Pods served now", m.active_pods.clone());
         pods.register("pending_proxy_count", "Pods that could not be served yet", m.pending_pods.clone());
@@ -184,8 +191,25 @@ impl Metrics {
 
     pub(super) fn failed(&self, flow: &Flow) {
         let reason = flow.failure().map_or("-", |f| f.reason.as_str());
-        let labels = FailedLabels { labels: self.bounded(Labels::of(flow)), reason };
+        let labels = FailedLabels { labels: Labels::of(flow), reason };
+        // By themselves: each label set may fail for each reason, and who never succeeds needs no other series.
+        let mut series = self.failed_series.lock();
+        let labels = bounded(&mut series, labels, |labels| {
+            self.limits.reached(Limit::Series);
+            FailedLabels { labels: labels.labels.without_parties(), reason }
+        });
+        drop(series);
         self.failed.get_or_create(&labels).inc();
+    }
+
+    /// Label sets kept, of the family that has most, and how many may be.
+    pub fn series(&self) -> (usize, usize) {
+        (self.series.lock().len().max(self.failed_series.lock().len()), MAX_SERIES)
+    }
+
+    /// See [`Gauges::tunnel_accepted`].
+    pub fn tunnel_accepted(&self) -> AcceptedTunnel {
+        self.gauges.tunnel_accepted()
     }
 
     /// Adds what a connection carried since it was last asked.
@@ -200,16 +224,23 @@ impl Metrics {
 
     /// The label set itself while there is room for another series, else the same connection without its parties.
     fn bounded(&self, labels: Labels) -> Labels {
-        let mut series = self.series.lock();
-        if series.contains(&labels) {
-            return labels;
-        }
-        if series.len() < MAX_SERIES {
-            series.insert(labels.clone());
-            return labels;
-        }
-        Labels::anonymous(labels.reporter, labels.response_flags, labels.connection_security_policy)
+        bounded(&mut self.series.lock(), labels, |labels| {
+            self.limits.reached(Limit::Series);
+            labels.without_parties()
+        })
     }
+}
+
+/// The labels themselves while there is room for another series, else what is said `instead`.
+fn bounded<L: Clone + Eq + Hash>(series: &mut HashSet<L>, labels: L, instead: impl FnOnce(L) -> L) -> L {
+    if series.contains(&labels) {
+        return labels;
+    }
+    if series.len() >= MAX_SERIES {
+        return instead(labels);
+    }
+    series.insert(labels.clone());
+    labels
 }
 
 impl Labels {
@@ -264,6 +295,10 @@ impl Labels {
         self.destination_cluster = Label::of(&w.cluster_id);
         self.destination_region = Label::of(&w.locality.region.0);
         self.destination_zone = Label::of(&w.locality.zone.0);
+    }
+
+    fn without_parties(&self) -> Self {
+        Self::anonymous(self.reporter, self.response_flags, self.connection_security_policy)
     }
 
     fn anonymous(reporter: &'static str, flags: &'static str, security: &'static str) -> Self {

@@ -3,7 +3,10 @@
 
 pub mod access_log;
 pub mod connections;
+mod discovery;
 pub mod flow;
+mod gauges;
+pub mod limits;
 pub mod metrics;
 mod windows;
 
@@ -11,6 +14,7 @@ use std::sync::Arc;
 
 pub use connections::{Connections, Live};
 pub use flow::{Direction, Flow, Phase};
+pub use gauges::measure;
 pub use metrics::Metrics;
 
 /// What every connection reports to; one for the process.
@@ -26,6 +30,20 @@ impl Observer {
     /// Begins to account for a connection that was accepted just now.
     pub fn begin(&self, flow: Flow) -> Tracked {
         Tracked { flow: Box::new(flow), live: None, observer: self.clone(), finished: false }
+    }
+
+    /// A connection is refused before anything is done for it, because a bound is reached: counted each time, logged once a
+    /// second.
+    pub fn refuse(&self, mut flow: Flow, failure: flow::Failure) {
+        let limit = failure.limit;
+        flow.end = Some(flow::End::Failed(failure));
+        self.metrics.failed(&flow);
+        let Some(limit) = limit else { return access_log::write(&flow) };
+        self.metrics.limits.reached(limit);
+        if let Some(others) = self.metrics.limits.line_due(limit) {
+            access_log::write(&flow);
+            tracing::warn!(limit = limit.as_str(), others, "a bound is reached: connections are refused");
+        }
     }
 }
 
@@ -57,6 +75,11 @@ impl Tracked {
     fn report(&mut self, end: flow::End) {
         self.finished = true;
         self.flow.mark(Phase::Close);
+        if let flow::End::Cut(failure) | flow::End::Failed(failure) = &end
+            && let Some(limit) = failure.limit
+        {
+            self.observer.metrics.limits.reached(limit);
+        }
         self.flow.end = Some(end);
         if let Some(live) = self.live.take() {
             self.flow.sent = live.sent();

@@ -139,6 +139,39 @@ fn what_never_opened_is_counted_with_its_flag_and_reason() {
     }
 }
 
+/// Z107 differs: what is refused because a bound is reached counts as a failed connection, and for the bound; what fails later for
+/// one does too.
+#[test]
+fn what_is_refused_for_a_bound_is_counted() {
+    let world = World::new();
+    let failure = || Failure::new(Reason::Overloaded, "full").beyond(limits::Limit::PodConnections);
+    for _ in 0..3 {
+        world.observer.refuse(inbound(), failure());
+    }
+    world.observer.begin(inbound()).finish(End::Failed(failure()));
+    let samples = world.samples("istio_tcp_connections_failed_total");
+    let [sample] = samples.as_slice() else { panic!("{samples:?}") };
+    assert!(sample.contains(r#"reason="overloaded""#) && sample.ends_with(" 4"), "{sample}");
+    assert_eq!(world.observer.metrics.limits.times(limits::Limit::PodConnections), 4);
+}
+
+/// Failures have a bound of their own, whatever their reasons.
+#[test]
+fn failed_series_are_bounded() {
+    let world = World::new();
+    for n in 0..10_050 {
+        let mut flow = inbound();
+        flow.source.workload =
+            Some(Arc::new(world::workload("shop", &format!("client-{}", n / 2), &["100.64.1.2"])));
+        let reason = if n % 2 == 0 { Reason::AuthorizationPolicy } else { Reason::ConnectionRefused };
+        flow.end = Some(End::Failed(Failure::new(reason, "why")));
+        world.observer.metrics.failed(&flow);
+    }
+    assert_eq!(world.samples("istio_tcp_connections_failed_total").len(), 10_002);
+    assert_eq!(world.observer.metrics.series(), (10_000, 10_000));
+    assert_eq!(world.observer.metrics.limits.times(limits::Limit::Series), 50);
+}
+
 /// A task that is dropped in the middle leaves a record all the same.
 #[test]
 fn a_dropped_connection_is_reported_once() {

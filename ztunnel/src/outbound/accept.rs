@@ -33,7 +33,7 @@ pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, cl
     let mut tracked = pod.shared.observer.begin(Flow::new(Direction::Outbound, client, destination));
     tracked.flow.mark(Phase::Accept);
     // Boxed: what opening takes is given back before the bytes flow, and a task is as large as its largest state.
-    match Box::pin(open(&pod, worker, destination, &mut tracked)).await {
+    match Box::pin(open_to(&pod, worker, destination, &mut tracked)).await {
         Ok(Opened { hop, in_progress }) => {
             forward::run(&pod, stream, hop, tracked).await;
             drop(in_progress);
@@ -47,7 +47,11 @@ pub async fn serve(pod: Arc<Pod>, worker: usize, stream: std::net::TcpStream, cl
     }
 }
 
-async fn open(
+/// Decides where a connection to `destination` goes, and opens the way.
+///
+/// # Errors
+/// Why not.
+pub async fn open_to(
     pod: &Arc<Pod>,
     worker: usize,
     destination: SocketAddr,
@@ -74,10 +78,11 @@ struct Opening<'a> {
 }
 
 /// A connection that is open.
-struct Opened {
-    hop: Hop,
+pub struct Opened {
+    /// The way onwards.
+    pub hop: Hop,
     /// Counts as the endpoint's load while it lives; `None` where nobody knows who is connected to.
-    in_progress: Option<InProgress>,
+    pub in_progress: Option<InProgress>,
 }
 
 impl Attempt for Opening<'_> {

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use culvert_hbone::client::TunnelRequest;
-use culvert_hbone::error::ConnectError;
+use culvert_hbone::error::{ConnectError, HandshakeError};
 use culvert_hbone::pool::{ConnectionFacts, OpenError, Pool, PoolConfig, Spawner};
 use culvert_hbone::stream::TunnelStream;
 use culvert_identity::certificate::WorkloadCertificate;
@@ -13,7 +14,7 @@ use culvert_identity::tls::{peer_facts, unnamed};
 use culvert_identity::verify::refusal;
 use culvert_model::outcome::Reason;
 use culvert_model::resolve::{Resolved, TunnelKind, TunnelRoute};
-use culvert_net::socket::{DialError, DialOptions, connect};
+use culvert_net::socket::{DialError, connect};
 use culvert_runtime::tasks::Tasks;
 use http::StatusCode;
 use tokio::net::TcpStream;
@@ -24,12 +25,16 @@ use tokio_rustls::client::TlsStream;
 
 use super::gateway;
 use super::handover::{self, Handover};
-use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_MARK};
+use crate::config::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT};
 use crate::headers;
 use crate::observe::flow::{Failure, Security};
+use crate::observe::limits::Limit;
 use crate::observe::{Flow, Phase};
-use crate::pods::{KEEPALIVE, Pod};
+use crate::pods::Pod;
 use crate::tls::Expected;
+
+/// Connections of one pool. Each idle one holds about 30 KB: 16,384 hold 500 MB.
+pub const MAX_TUNNELS: usize = 16_384;
 
 /// A pod's tunnels on one worker.
 pub type TunnelPool = Pool<TunnelKey, Failure>;
@@ -67,7 +72,10 @@ pub struct HopError {
 
 /// The tunnels of one pod on one worker.
 pub fn pool(runtime: Handle, tasks: Tasks, idle: Duration) -> TunnelPool {
-    Pool::new(PoolConfig { idle_timeout: idle, ..PoolConfig::default() }, spawner(runtime, tasks, "tunnel"))
+    Pool::new(
+        PoolConfig { idle_timeout: idle, max_connections: MAX_TUNNELS, ..PoolConfig::default() },
+        spawner(runtime, tasks, "tunnel"),
+    )
 }
 
 /// Runs connections on a worker, as tasks of the pod.
@@ -131,7 +139,8 @@ async fn tunnel(
         destination: route.target,
     };
     let request = TunnelRequest { authority: route.authority.clone(), headers: headers::request(flow) };
-    let dialler = || dial_tunnel(pod, &key, &certificate);
+    let times = DialTimes::new(flow);
+    let dialler = || dial_tunnel(pod, &key, &certificate, &times);
     if let TunnelKind::Gateway(inner) = &route.kind {
         let network = flow.source.workload.as_ref().map_or("", |source| &*source.network);
         let headers = headers::inner(&request.headers, network);
@@ -141,33 +150,71 @@ async fn tunnel(
             inner_tls: pod.tls.client(&certificate, &inner.expected.iter().cloned().collect()),
         };
         let spawn = spawner(pod.shared.workers[worker].clone(), pod.tasks.clone(), "inner tunnel");
-        let (stream, peer) = gateway::open(&pod.pools[worker], &key, &dialler, request, &spawn).await?;
+        let opened = gateway::open(&pod.pools[worker], &key, &dialler, request, &spawn).await;
+        times.write(flow);
+        let (stream, peer) = opened?;
         flow.destination.identity = Some(peer);
         flow.mark(Phase::Handshake);
         return Ok(Hop::Tunnel(stream));
     }
-    let opened = pod.pools[worker]
-        .open(&key, &dialler, request)
-        .await
-        .map_err(|error| HopError::tunnel(error, route.peer))?;
-    flow.mark(Phase::Handshake);
+    let opened = pod.pools[worker].open(&key, &dialler, request).await;
+    // Also when it failed: where the time went is what is asked then.
+    times.write(flow);
+    let opened = opened.map_err(|error| HopError::tunnel(error, route.peer))?;
     Ok(Hop::Tunnel(opened.stream))
+}
+
+/// When the phases of a dial ended, noted from inside the pool, which knows nothing of flows. Nothing is noted where the tunnel stood
+/// before, or another connection dialled it.
+#[derive(Debug)]
+struct DialTimes {
+    /// How old the flow was at `begun`.
+    flow: Duration,
+    begun: Instant,
+    /// Microseconds since `begun`; 0 is never.
+    connect: AtomicU32,
+    handshake: AtomicU32,
+}
+
+impl DialTimes {
+    fn new(flow: &Flow) -> Self {
+        let never = || AtomicU32::new(0);
+        Self { flow: flow.elapsed(), begun: Instant::now(), connect: never(), handshake: never() }
+    }
+
+    fn note(&self, phase: &AtomicU32) {
+        let micros = u32::try_from(self.begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+        phase.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    fn write(&self, flow: &mut Flow) {
+        for (phase, noted) in [(Phase::Connect, &self.connect), (Phase::Handshake, &self.handshake)] {
+            let micros = noted.load(Ordering::Relaxed);
+            if micros > 0 {
+                flow.mark_at(phase, self.flow + Duration::from_micros(micros.into()));
+            }
+        }
+    }
 }
 
 async fn dial_tunnel(
     pod: &Pod,
     key: &TunnelKey,
     certificate: &Arc<WorkloadCertificate>,
+    times: &DialTimes,
 ) -> Result<(TlsStream<crate::io::ReadAhead>, ConnectionFacts), Failure> {
     let stream = dial(pod, key.peer).await.map_err(|e| HopError::dial(&e, key.peer).failure)?;
+    times.note(&times.connect);
     let connector = TlsConnector::from(pod.tls.client(certificate, &key.expected));
     let handshake = connector.connect(unnamed(), crate::io::ReadAhead::new(stream));
     let mut tls = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| {
             Failure::new(Reason::TlsHandshake, format!("no TLS handshake with {} in 10 s", key.peer))
+                .beyond(Limit::HandshakeTime)
         })?
         .map_err(|e| tls_failure(&e, &key.peer))?;
+    times.note(&times.handshake);
     let (_, connection) = tls.get_mut();
     connection.set_buffer_limit(Some(crate::io::TLS_WRITE_BUFFER));
     let peer = peer_facts(connection)
@@ -182,13 +229,7 @@ async fn dial_tunnel(
 }
 
 async fn dial(pod: &Pod, destination: SocketAddr) -> Result<TcpStream, DialError> {
-    let options = DialOptions {
-        mark: Some(PROXY_MARK),
-        nodelay: true,
-        keepalive: Some(KEEPALIVE),
-        ..DialOptions::default()
-    };
-    connect(&pod.netns, destination, &options, CONNECT_TIMEOUT).await
+    connect(&pod.netns, destination, &pod.dial_options(), CONNECT_TIMEOUT).await
 }
 
 pub(super) fn tls_failure(error: &std::io::Error, peer: &dyn std::fmt::Display) -> Failure {
@@ -221,6 +262,10 @@ impl HopError {
                 (Reason::ConnectTimeout, "; does a NetworkPolicy keep port 15008 closed?")
             }
             DialError::TimedOut(..) => (Reason::ConnectTimeout, ""),
+            DialError::Exhausted(..) => {
+                let failure = Failure::new(Reason::Overloaded, error.to_string());
+                return Self::last(failure.beyond(Limit::Descriptors));
+            }
             DialError::Other(..) => (Reason::Internal, ""),
         };
         Self { failure: Failure::new(reason, format!("{error}{hint}")), another_may_do: true }
@@ -240,11 +285,13 @@ impl HopError {
         let (reason, what) = match status.as_u16() {
             400 => (Reason::TunnelRefused, "does not serve this destination"),
             401 | 403 => (Reason::AuthorizationPolicy, "its policy refused us"),
+            431 => (Reason::TunnelRefused, "our headers are too large for it"),
             503 => (Reason::ConnectionRefused, "the destination does not accept connections"),
             _ => (Reason::TunnelRefused, "refused the stream"),
         };
+        let failure = Failure::new(reason, format!("{peer} answered {}: {what}", status.as_u16()));
         Self {
-            failure: Failure::new(reason, format!("{peer} answered {}: {what}", status.as_u16())),
+            failure: if status.as_u16() == 431 { failure.beyond(Limit::Headers) } else { failure },
             another_may_do: status.as_u16() == 503,
         }
     }
@@ -252,15 +299,18 @@ impl HopError {
     pub(super) fn tunnel(error: OpenError<Failure>, peer: SocketAddr) -> Self {
         match error {
             OpenError::Dial(failure) => Self { failure: Failure::clone(&failure), another_may_do: true },
-            OpenError::Handshake(e) => Self {
-                failure: Failure::new(Reason::Http2Handshake, format!("HTTP/2 with {peer}: {e}")),
-                another_may_do: true,
-            },
+            OpenError::Handshake(e) => {
+                let failure = Failure::new(Reason::Http2Handshake, format!("HTTP/2 with {peer}: {e}"));
+                Self::before_sending(match e {
+                    HandshakeError::Timeout(_) => failure.beyond(Limit::HandshakeTime),
+                    HandshakeError::Lost(_) => failure,
+                })
+            }
             OpenError::Connect(e) => Self::connect(&e, &peer),
-            OpenError::Exhausted(open) => Self::last(Failure::new(
-                Reason::Overloaded,
-                format!("{open} tunnels of this pod are open, which is all there may be"),
-            )),
+            OpenError::Exhausted(open) => {
+                let detail = format!("{open} tunnels of this pod are open, which is all there may be");
+                Self::last(Failure::new(Reason::Overloaded, detail).beyond(Limit::Tunnels))
+            }
             OpenError::Draining => {
                 Self::last(Failure::new(Reason::Draining, "the pod's tunnels are closing"))
             }

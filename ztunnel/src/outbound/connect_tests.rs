@@ -15,6 +15,7 @@ fn dialled(error: DialError) -> (Reason, bool, String) {
         DialError::Refused(to)
         | DialError::Unreachable(to, _)
         | DialError::TimedOut(to)
+        | DialError::Exhausted(to, _)
         | DialError::Other(to, _) => *to,
     };
     let error = HopError::dial(&error, to);
@@ -97,6 +98,37 @@ fn no_connection() {
     assert_eq!(opened(OpenError::Handshake(handshake)), (Reason::Http2Handshake, true));
     assert_eq!(opened(OpenError::Exhausted(16_384)), (Reason::Overloaded, false));
     assert_eq!(opened(OpenError::Draining), (Reason::Draining, false));
+}
+
+/// Bounds that are reached on the way are counted as such, whoever meets them.
+#[test]
+fn bounds_are_named() {
+    let to = peer();
+    let dialled = HopError::dial(&DialError::Exhausted(to, io::Error::other("no descriptors")), to);
+    assert_eq!((dialled.failure.limit, dialled.another_may_do), (Some(Limit::Descriptors), false));
+    assert_eq!(dialled.failure.reason, Reason::Overloaded);
+    let tunnel = |error| HopError::tunnel(error, to).failure.limit;
+    assert_eq!(tunnel(OpenError::Exhausted(16_384)), Some(Limit::Tunnels));
+    let handshake = HandshakeError::Timeout(Duration::from_secs(10));
+    assert_eq!(tunnel(OpenError::Handshake(handshake)), Some(Limit::HandshakeTime));
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    let refused = ConnectError::Refused { status, headers: Box::new(HeaderMap::new()) };
+    assert_eq!(tunnel(OpenError::Connect(refused)), Some(Limit::Headers));
+    assert_eq!(tunnel(OpenError::Draining), None);
+}
+
+/// A tunnel that was dialled for this connection shows when TCP and TLS stood; one that stood before shows neither.
+#[test]
+fn the_phases_of_a_dial() {
+    let mut flow = Flow::new(crate::observe::Direction::Outbound, peer(), peer());
+    DialTimes::new(&flow).write(&mut flow);
+    assert_eq!((flow.phase(Phase::Connect), flow.phase(Phase::Handshake)), (None, None));
+    let times = DialTimes::new(&flow);
+    times.note(&times.connect);
+    times.note(&times.handshake);
+    times.write(&mut flow);
+    let (connect, handshake) = (flow.phase(Phase::Connect), flow.phase(Phase::Handshake));
+    assert!(connect.is_some() && connect <= handshake && handshake <= Some(flow.elapsed()));
 }
 
 /// What breaks a handshake is TLS's fault; that the peer is somebody else is told apart in `gateway`'s tests.

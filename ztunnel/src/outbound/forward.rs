@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::connect::Hop;
 use crate::io::{Counting, Side, killed};
 use crate::observe::flow::{End, Failure};
+use crate::observe::limits::Limit;
 use crate::observe::{Phase, Tracked};
 use crate::pods::Pod;
 
@@ -18,12 +19,12 @@ pub async fn run(pod: &Arc<Pod>, client: TcpStream, hop: Hop, mut tracked: Track
     let live = tracked.opened();
     let counting = Counting::new(live.clone(), Side::Source);
     let killed = killed(&live, pod.watcher());
-    // No idle timeout: TCP has none, and a database connection may be quiet for days.
+    let idle = pod.shared.config.bounds.idle();
     let outcome = match hop {
-        Hop::Tunnel(tunnel) => copy_bidirectional(client, tunnel, None, &counting, killed).await,
+        Hop::Tunnel(tunnel) => copy_bidirectional(client, tunnel, idle, &counting, killed).await,
         // Boxed: what only these connections need is not part of every connection's task.
         Hop::Handover(handed) => Box::pin(handed.forward(&pod.shared, client, &counting, killed)).await,
-        Hop::Plain(upstream) => copy_tcp(client, upstream, None, &counting, killed).await,
+        Hop::Plain(upstream) => copy_tcp(client, upstream, idle, &counting, killed).await,
     };
     counting.phases(&mut tracked.flow);
     tracked.finish(end(outcome, Side::Source));
@@ -52,7 +53,13 @@ pub fn end(outcome: CopyOutcome<Failure>, side: Side) -> End {
             Reason::TunnelLost,
             format!("the connection to the peer was lost: {cause}"),
         )),
-        (CloseCause::IdleTimeout, _) => End::Cut(Failure::new(Reason::IdleTimeout, "no bytes for too long")),
+        (CloseCause::IdleTimeout, _) => {
+            End::Cut(Failure::new(Reason::IdleTimeout, "no bytes for too long").beyond(Limit::IdleTime))
+        }
+        (CloseCause::HalfClosedTimeout, _) => End::Cut(
+            Failure::new(Reason::IdleTimeout, "one side had ended, and no bytes from the other for too long")
+                .beyond(Limit::HalfClosedTime),
+        ),
         (CloseCause::Killed(failure), _) => End::Cut(failure),
     }
 }

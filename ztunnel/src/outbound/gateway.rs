@@ -23,6 +23,7 @@ use super::connect::{HopError, TunnelKey, TunnelPool, tls_failure};
 use crate::config::HANDSHAKE_TIMEOUT;
 use crate::io::TLS_WRITE_BUFFER;
 use crate::observe::flow::Failure;
+use crate::observe::limits::Limit;
 
 /// Settings of an inner connection: it carries one stream.
 fn config() -> ClientConfig {
@@ -72,7 +73,10 @@ async fn through(
     let behind = format!("{} behind {gateway}", request.authority);
     let mut tls = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(unnamed(), io))
         .await
-        .map_err(|_| Failure::new(Reason::TlsHandshake, format!("no TLS handshake with {behind} in 10 s")))?
+        .map_err(|_| {
+            Failure::new(Reason::TlsHandshake, format!("no TLS handshake with {behind} in 10 s"))
+                .beyond(Limit::HandshakeTime)
+        })?
         .map_err(|error| tls_failure(&error, &behind))?;
     let (_, connection) = tls.get_mut();
     connection.set_buffer_limit(Some(TLS_WRITE_BUFFER));

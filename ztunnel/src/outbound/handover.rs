@@ -30,7 +30,7 @@ use crate::inbound::{self, Peer};
 use crate::io::{Counting, Side, killed};
 use crate::observe::flow::{End, Failure, Security};
 use crate::observe::{Flow, Phase, Tracked};
-use crate::pods::{Guest, Pod, Served, Shared};
+use crate::pods::{Place, Pod, Served, Shared};
 
 /// Why a connection takes a tunnel although it might have stayed on its node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,7 +80,7 @@ pub struct Handover {
     upstream: TcpStream,
     inbound: Tracked,
     watcher: DrainWatcher,
-    _guest: Guest,
+    _place: Place,
 }
 
 /// Both records count the same bytes.
@@ -180,10 +180,13 @@ pub async fn open(
     };
     let mut inbound = inbound::begin(&there, &peer, Security::SameNode);
     inbound.flow.trace = flow.trace.clone();
-    let Some(guest) = there.admit_guest() else {
-        let failure = Failure::new(Reason::Overloaded, format!("{} has too many connections", route.target));
-        inbound.finish(End::Failed(failure.clone()));
-        return Err(HopError::before_sending(failure));
+    let place = match there.place() {
+        Ok(place) => place,
+        Err(failure) => {
+            let detail = format!("{}: {}", route.target, failure.detail);
+            inbound.finish(End::Failed(failure));
+            return Err(HopError::before_sending(Failure::new(Reason::Overloaded, detail)));
+        }
     };
     let opened = tokio::select! {
         biased;
@@ -198,7 +201,7 @@ pub async fn open(
             flow.mark(Phase::Connect);
             // Attested by the agent, which is more than its address says.
             inbound.flow.source.workload = flow.source.workload.clone();
-            Ok(Handover { upstream, inbound, watcher, _guest: guest })
+            Ok(Handover { upstream, inbound, watcher, _place: place })
         }
         Err((error, failure)) => {
             inbound.finish(End::Failed(failure));
@@ -236,7 +239,7 @@ impl Handover {
         counting: &Counting,
         cut: impl Future<Output = Failure>,
     ) -> CopyOutcome<Failure> {
-        let Self { upstream, mut inbound, watcher, _guest } = self;
+        let Self { upstream, mut inbound, watcher, _place } = self;
         inbound.flow.mark(Phase::Open);
         let live = inbound.opened();
         inbound::judge_again(shared, &live);
@@ -248,7 +251,8 @@ impl Handover {
                 failure = cut => failure,
             }
         };
-        let outcome = copy_tcp(client, upstream, None, Both(counting, &theirs), cut).await;
+        let outcome =
+            copy_tcp(client, upstream, shared.config.bounds.idle(), Both(counting, &theirs), cut).await;
         theirs.phases(&mut inbound.flow);
         inbound.finish(end(outcome.clone(), Side::Source));
         outcome

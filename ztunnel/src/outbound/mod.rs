@@ -9,8 +9,10 @@ mod handover;
 mod lookup;
 mod resolve;
 mod retry;
+mod socks;
 
 pub use accept::serve;
-pub use connect::{TunnelKey, TunnelPool, pool};
+pub use connect::{MAX_TUNNELS, TunnelKey, TunnelPool, pool};
 pub use forward::end;
 pub use handover::unrestricted;
+pub use socks::serve as serve_socks;

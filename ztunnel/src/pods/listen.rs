@@ -4,15 +4,25 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use culvert_net::socket::{Acceptor, canonical};
+use culvert_net::socket::{Acceptor, canonical, exhausted};
+use culvert_runtime::backoff::{Backoff, Bounds};
 use culvert_runtime::drain::DrainWatcher;
 
-/// When the process or the machine is out of descriptors or memory: spinning on accept would only make it worse.
-const PAUSE: Duration = Duration::from_millis(100);
+use super::pod::Shared;
+use crate::observe::limits::Limit;
+
+/// Between tries to accept when the process or the machine is out of descriptors or memory: spinning would only make it worse.
+/// The one connection that is reset before each pause tells its client; the rest waits, 1024 at most for each listener.
+const PAUSE: Bounds = Bounds::doubling(Duration::from_millis(10), Duration::from_millis(500));
 
 /// Accepts until the drain starts, then closes the listener at once (Z08): another proxy's listener on the same port
 /// takes what comes next.
-pub async fn accept(listener: TcpListener, drain: DrainWatcher, serve: impl Fn(TcpStream, SocketAddr)) {
+pub async fn accept(
+    listener: TcpListener,
+    drain: DrainWatcher,
+    shared: &Shared,
+    serve: impl Fn(TcpStream, SocketAddr),
+) {
     let acceptor = match Acceptor::new(listener) {
         Ok(acceptor) => acceptor,
         Err(error) => {
@@ -20,16 +30,28 @@ pub async fn accept(listener: TcpListener, drain: DrainWatcher, serve: impl Fn(T
             return;
         }
     };
+    let mut pause = Backoff::new(PAUSE, fastrand::Rng::new());
     loop {
         let accepted = tokio::select! {
             accepted = acceptor.accept() => accepted,
             _ = drain.started() => return,
         };
         match accepted {
-            Ok((stream, peer)) => serve(stream, peer),
+            Ok((stream, peer)) => {
+                pause.reset();
+                serve(stream, peer);
+            }
             Err(error) if exhausted(&error) => {
-                tracing::warn!(%error, "connections wait: out of descriptors or memory");
-                tokio::time::sleep(PAUSE).await;
+                let refused = shared.reserve.refuse_one(&acceptor);
+                let limits = &shared.observer.metrics.limits;
+                limits.reached(Limit::Descriptors);
+                if let Some(others) = limits.line_due(Limit::Descriptors) {
+                    tracing::warn!(%error, refused, others, "connections wait: out of descriptors or memory");
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause.next_delay()) => {}
+                    _ = drain.started() => return,
+                }
             }
             // The connection was gone before it was accepted: the next one is another's.
             Err(_) => {}
@@ -46,8 +68,4 @@ pub fn adopt(stream: TcpStream) -> io::Result<(tokio::net::TcpStream, SocketAddr
     stream.set_nonblocking(true)?;
     let local = canonical(stream.local_addr()?);
     Ok((tokio::net::TcpStream::from_std(stream)?, local))
-}
-
-fn exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

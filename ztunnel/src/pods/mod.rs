@@ -2,6 +2,7 @@
 
 mod listen;
 mod local;
+mod places;
 mod pod;
 mod registry;
 mod zds;
@@ -10,6 +11,7 @@ mod zds_tests;
 
 pub use listen::adopt;
 pub use local::{LocalPods, Served};
-pub use pod::{Guest, KEEPALIVE, Pod, PodInfo, Shared};
+pub use places::{Full, Place, Places, PodPlaces};
+pub use pod::{Pod, PodInfo, Shared};
 pub use registry::Pods;
 pub use zds::{ZdsError, run as run_zds};

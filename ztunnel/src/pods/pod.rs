@@ -9,31 +9,32 @@ use std::time::Duration;
 use culvert_identity::manager::CertificateManager;
 use culvert_model::Str;
 use culvert_model::identity::Identity;
+use culvert_model::outcome::Reason;
 use culvert_model::workload::Workload;
 use culvert_net::netns::NetNs;
-use culvert_net::socket::{Keepalive, ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
+use culvert_net::socket::{
+    DialOptions, ListenOptions, Reserve, arm_reset, bind_udp, canonical, listen_tcp, listen_tcp_any,
+};
 use culvert_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use culvert_runtime::readiness::Readiness;
 use culvert_runtime::tasks::Tasks;
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::LocalPods;
 use super::listen::accept;
+use super::places::{Place, Places, PodPlaces};
 use crate::config::{
-    DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_MARK, ProxyConfig, SOURCE_TIMEOUT,
+    DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_MARK, ProxyConfig, SOCKS_PORT, SOURCE_TIMEOUT,
 };
-use crate::dns::{DnsServer, DnsSockets};
+use crate::dns::{DnsServer, DnsSockets, MAX_IN_FLIGHT, Upstream};
 use crate::inbound;
-use crate::observe::Observer;
+use crate::observe::flow::Failure;
+use crate::observe::{Direction, Flow, Observer};
 use crate::outbound::{self, TunnelPool};
 use crate::state::State;
 use crate::tls::TlsConfigs;
-
-/// Connections of one pod served at once. At about 10 KB each, idle, a pod can make the proxy hold 500 MB at worst.
-const MAX_CONNECTIONS: usize = 50_000;
-/// Z114: how a dead peer on the application's side is noticed.
-pub const KEEPALIVE: Keepalive =
-    Keepalive { idle: Duration::from_secs(180), interval: Duration::from_secs(180), count: 9 };
 
 /// What every pod of the process uses.
 #[derive(Debug)]
@@ -60,6 +61,10 @@ pub struct Shared {
     pub next_worker: AtomicUsize,
     /// The pods that are served, by workload.
     pub local: LocalPods,
+    /// Connections that may be served at once. At about 10 KB each, idle, 200,000 hold 2 GB, and one pod's 50,000 hold 500 MB.
+    pub places: Arc<Places>,
+    /// For the moment when there are no more descriptors.
+    pub reserve: Reserve,
 }
 
 /// Who a pod is, as the agent says.
@@ -96,20 +101,12 @@ pub struct Pod {
     pub pools: Vec<TunnelPool>,
     /// Everything that runs for it.
     pub tasks: Tasks,
+    /// Connections that it may have at once.
+    pub places: Arc<PodPlaces>,
+    /// DNS queries that it may have under way at once.
+    pub dns_queries: Arc<Semaphore>,
     /// Its own drain, which the process's drain implies. What has to end before the pod counts as drained holds a watcher.
     drain: DrainTrigger,
-    /// Connections that were handed in by other pods, whose tasks are theirs.
-    guests: Arc<AtomicUsize>,
-}
-
-/// The place of a connection that another pod of the node handed in; given back when dropped.
-#[derive(Debug)]
-pub struct Guest(Arc<AtomicUsize>);
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// The listeners of one pod.
@@ -118,6 +115,8 @@ struct Sockets {
     dns: DnsSockets,
     /// Not of a pod that ends tunnels itself.
     inbound: Option<InboundSockets>,
+    /// Where SOCKS5 is switched on.
+    socks: Option<std::net::TcpListener>,
 }
 
 struct InboundSockets {
@@ -144,7 +143,7 @@ impl Pod {
         // Another agent than ours does not say it, and leaves it to the control plane.
         let native = info.native_tunnel
             || shared.state.load().workload_by_uid(&workload_uid).is_some_and(|it| it.native_tunnel);
-        let sockets = netns.run(|| Sockets::open(!native))?;
+        let sockets = netns.run(|| Sockets::open(&shared.config, !native))?;
         let (trigger, watcher) = shared.drain.child();
         let tasks = Tasks::new("pod");
         let pools = shared
@@ -157,13 +156,14 @@ impl Pod {
             terminated: !native,
             tls: TlsConfigs::new(&shared.config),
             tasks,
+            places: shared.places.pod(),
+            dns_queries: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             info,
             identity,
             netns,
             shared,
             pools,
             drain: trigger,
-            guests: Arc::default(),
         });
         pod.serve(sockets, &watcher);
         pod.prefetch();
@@ -190,18 +190,38 @@ impl Pod {
         let _ = self.tasks.wait(Duration::from_secs(1)).await;
     }
 
-    /// Nothing more can be served until something ends.
-    pub fn is_full(&self) -> bool {
-        self.tasks.len() + self.guests.load(Ordering::Relaxed) >= MAX_CONNECTIONS
+    /// A place for one more connection or stream, to hold while it goes on.
+    ///
+    /// # Errors
+    /// A bound is reached; the failure names it.
+    pub fn place(&self) -> Result<Place, Failure> {
+        self.places
+            .take()
+            .map_err(|full| Failure::new(Reason::Overloaded, full.to_string()).beyond(full.limit()))
     }
 
-    /// Room for one connection that another pod of the node hands in.
-    pub fn admit_guest(&self) -> Option<Guest> {
-        if self.is_full() {
-            return None;
+    /// Counts and logs that a connection is refused, without work or waiting.
+    pub fn refuse(&self, mut flow: Flow, failure: Failure) {
+        let us = match flow.direction {
+            Direction::Outbound => &mut flow.source,
+            Direction::Inbound => &mut flow.destination,
+        };
+        us.identity = Some(self.identity.clone());
+        us.workload = self.shared.state.load().workload_by_uid(&self.workload_uid).cloned();
+        self.shared.observer.refuse(flow, failure);
+    }
+
+    /// How this pod's connections are dialled: the mark, so that they are not captured again (Z115), and the application's
+    /// keepalive (Z114).
+    pub fn dial_options(&self) -> DialOptions {
+        let bounds = &self.shared.config.bounds;
+        DialOptions {
+            mark: Some(PROXY_MARK),
+            source: None,
+            nodelay: true,
+            keepalive: Some(bounds.keepalive()),
+            user_timeout: bounds.user_timeout(),
         }
-        self.guests.fetch_add(1, Ordering::Relaxed);
-        Some(Guest(self.guests.clone()))
     }
 
     /// For a connection or a stream to hold while it goes on.
@@ -211,19 +231,23 @@ impl Pod {
 
     fn serve(self: &Arc<Self>, sockets: Sockets, watcher: &DrainWatcher) {
         let home = self.next_worker();
-        self.listen(home, "outbound accept", watcher, sockets.outbound, outbound::serve);
-        if let Some(sockets) = sockets.inbound {
-            self.listen(home, "plaintext accept", watcher, sockets.plaintext, inbound::serve_plaintext);
-            self.listen(home, "hbone accept", watcher, sockets.hbone, inbound::serve_hbone);
+        let (outbound, inbound) = (Direction::Outbound, Direction::Inbound);
+        self.listen((home, "outbound accept", outbound), watcher, sockets.outbound, outbound::serve);
+        if let Some(InboundSockets { plaintext, hbone }) = sockets.inbound {
+            self.listen((home, "plaintext accept", inbound), watcher, plaintext, inbound::serve_plaintext);
+            self.listen((home, "hbone accept", inbound), watcher, hbone, inbound::serve_hbone);
+        }
+        if let Some(socks) = sockets.socks {
+            self.listen((home, "socks accept", outbound), watcher, socks, outbound::serve_socks);
         }
         let dns = DnsServer::new(
             self.workload_uid.clone(),
             self.shared.state.clone(),
-            self.shared.config.dns_upstream.clone().into(),
-            self.netns.clone(),
+            Upstream::new(self.shared.config.dns_upstream.clone().into(), self.netns.clone()),
             self.shared.config.cluster_domain.as_str().into(),
             self.shared.observer.metrics.clone(),
             self.tasks.clone(),
+            self.dns_queries.clone(),
         );
         self.tasks.spawn_on(&self.shared.workers[home], "dns", async move {
             if let Err(error) = dns.serve(sockets.dns) {
@@ -246,8 +270,7 @@ impl Pod {
 
     fn listen<S, F>(
         self: &Arc<Self>,
-        home: usize,
-        name: &'static str,
+        (home, name, direction): (usize, &'static str, Direction),
         watcher: &DrainWatcher,
         listener: std::net::TcpListener,
         serve: S,
@@ -258,15 +281,21 @@ impl Pod {
         let pod = self.clone();
         let drain = watcher.clone();
         self.tasks.spawn_on(&self.shared.workers[home], name, async move {
-            accept(listener, drain, |stream, peer| {
-                if pod.is_full() {
-                    tracing::warn!(pod = %pod.workload_uid, limit = MAX_CONNECTIONS, "connection refused: too many are open");
-                    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                    return;
-                }
+            accept(listener, drain, &pod.shared, |stream, peer| {
+                let place = match pod.place() {
+                    Ok(place) => place,
+                    Err(failure) => {
+                        let own = stream.local_addr().map_or(peer, canonical);
+                        let _ = arm_reset(&stream);
+                        drop(stream);
+                        return pod.refuse(Flow::new(direction, peer, own), failure);
+                    }
+                };
                 let worker = pod.next_worker();
                 let runtime = &pod.shared.workers[worker];
-                pod.tasks.spawn_on(runtime, name, serve(pod.clone(), worker, stream, peer));
+                let served = serve(pod.clone(), worker, stream, peer);
+                // Not an async block around it, which would be twice as large.
+                pod.tasks.spawn_on(runtime, name, served.map(move |()| drop(place)));
             })
             .await;
         });
@@ -280,12 +309,13 @@ impl Pod {
 impl Sockets {
     /// On the pod's own addresses, dual stack where the pod has IPv6 (Z116), shared with a proxy that is being replaced
     /// (Z10).
-    fn open(inbound: bool) -> io::Result<Self> {
+    fn open(config: &ProxyConfig, inbound: bool) -> io::Result<Self> {
         let options = ListenOptions {
             mark: Some(PROXY_MARK),
             reuse_port: true,
             transparent: true,
-            accepted: Some(KEEPALIVE),
+            accepted: Some(config.bounds.keepalive()),
+            user_timeout: config.bounds.user_timeout(),
             ..ListenOptions::default()
         };
         let mut dns = DnsSockets { udp: Vec::new(), tcp: Vec::new() };
@@ -308,6 +338,11 @@ impl Sockets {
             }),
             false => None,
         };
-        Ok(Self { outbound: listen_tcp_any(OUTBOUND_PORT, &options)?, dns, inbound })
+        // IPv4 loopback only, as where it comes from.
+        let socks = match config.socks5 {
+            true => Some(listen_tcp((Ipv4Addr::LOCALHOST, SOCKS_PORT).into(), &options)?),
+            false => None,
+        };
+        Ok(Self { outbound: listen_tcp_any(OUTBOUND_PORT, &options)?, dns, inbound, socks })
     }
 }

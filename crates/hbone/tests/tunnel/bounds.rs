@@ -30,7 +30,8 @@ async fn a_half_closed_copy_that_stands_still_ends() {
         server.read_exact(&mut [0]).await.unwrap();
         tokio::time::sleep(5 * HOUR).await;
         assert!(!copy.is_finished(), "both sides are open");
-        let (ending, open) = if client_first { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        let (ending, open) =
+            if client_first { (&mut client, &mut server) } else { (&mut server, &mut client) };
         ending.shutdown().await.unwrap();
         assert_eq!(open.read(&mut [0]).await.unwrap(), 0, "half a close is half a close");
         let begun = Instant::now();
@@ -102,7 +103,10 @@ async fn large_requests_are_refused() {
     let (answer, ()) = tokio::join!(handle.connect(ours), async {
         peer.incoming.recv().await.unwrap().refuse(StatusCode::IM_A_TEAPOT, HeaderMap::new()).unwrap();
     });
-    assert!(matches!(answer, Err(ConnectError::Refused { status: StatusCode::IM_A_TEAPOT, .. })), "{answer:?}");
+    assert!(
+        matches!(answer, Err(ConnectError::Refused { status: StatusCode::IM_A_TEAPOT, .. })),
+        "{answer:?}"
+    );
 }
 
 /// Z23: an answer with more than 16 KB of headers ends its stream and no other.
@@ -149,7 +153,8 @@ async fn a_ping_raced_with_the_end_is_no_error() {
         let (near, far) = duplex(64 << 10);
         let server = ServerConfig { keepalive: Some(keepalive), ..ServerConfig::default() };
         let peer = serve(far, server);
-        let (_handle, driver) = Client::handshake(near, &ClientConfig { keepalive: None, ..Default::default() }).await.unwrap();
+        let (_handle, driver) =
+            Client::handshake(near, &ClientConfig { keepalive: None, ..Default::default() }).await.unwrap();
         let driver = spawn(driver);
         tokio::time::sleep(Duration::from_millis(end)).await;
         driver.abort();

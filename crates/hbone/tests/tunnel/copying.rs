@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use culvert_hbone::copy::{CloseCause, CopyObserver, CopyOutcome, IdleLimits, arm_reset, copy_bidirectional, copy_tcp};
+use culvert_hbone::copy::{
+    CloseCause, CopyObserver, CopyOutcome, IdleLimits, arm_reset, copy_bidirectional, copy_tcp,
+};
 use culvert_hbone::{ClientHandle, LostCause, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -44,4 +44,9 @@ impl Acceptor {
             }
         }
     }
+
+    /// A connection that waits already, if there is one.
+    pub(super) fn try_accept(&self) -> io::Result<TcpStream> {
+        self.listener.get_ref().accept().map(|(socket, _)| socket.into())
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Keepalive, canonical, set_keepalive, set_mark, set_transparent};
+use super::{Keepalive, canonical, exhausted, set_keepalive, set_mark, set_transparent};
 use crate::NetNs;
 use crate::sys;
 
@@ -41,7 +41,10 @@ pub enum DialError {
     /// No answer in time.
     #[error("{0} did not answer in time")]
     TimedOut(SocketAddr),
-    /// Anything else, usually ours: no descriptors, no permission, address families that differ.
+    /// The process or the machine is out of descriptors or memory.
+    #[error("connecting to {0}: {1}")]
+    Exhausted(SocketAddr, #[source] io::Error),
+    /// Anything else, usually ours: no permission, address families that differ.
     #[error("connecting to {0}: {1}")]
     Other(SocketAddr, #[source] io::Error),
 }
@@ -58,6 +61,7 @@ impl DialError {
                 | libc::ENETDOWN
                 | libc::EADDRNOTAVAIL,
             ) => Self::Unreachable(dst, error),
+            _ if exhausted(&error) => Self::Exhausted(dst, error),
             _ => Self::Other(dst, error),
         }
     }
@@ -114,7 +118,7 @@ pub async fn connect(
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
     let dst = canonical(dst);
-    let socket = socket_for(ns, dst, options).map_err(|e| DialError::Other(dst, e))?;
+    let socket = socket_for(ns, dst, options).map_err(|e| DialError::new(dst, e))?;
     match tokio::time::timeout(timeout, socket.connect(dst)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(DialError::new(dst, error)),

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,11 +23,20 @@ pub struct ListenOptions {
     /// No Nagle delay and this keepalive for every accepted connection (Z114), which inherits them from the listener: set once
     /// here instead of with five calls on each.
     pub accepted: Option<Keepalive>,
+    /// How long an accepted connection's sent bytes may stay unacknowledged, inherited too; only with `accepted`.
+    pub user_timeout: Option<Duration>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { mark: None, transparent: false, reuse_port: false, backlog: 1024, accepted: None }
+        Self {
+            mark: None,
+            transparent: false,
+            reuse_port: false,
+            backlog: 1024,
+            accepted: None,
+            user_timeout: None,
+        }
     }
 }
 
@@ -50,7 +60,7 @@ pub fn listen_tcp(addr: SocketAddr, options: &ListenOptions) -> io::Result<TcpLi
         set_transparent(socket.as_fd(), addr.is_ipv6())?;
     }
     if let Some(keepalive) = &options.accepted {
-        tune_accepted(&socket, keepalive)?;
+        tune_accepted(&socket, keepalive, options.user_timeout)?;
     }
     socket.bind(&addr.into())?;
     socket.listen(options.backlog)?;

@@ -8,6 +8,7 @@ mod dial;
 mod info;
 mod listen;
 mod original;
+mod reserve;
 mod tunnel;
 
 use std::io;
@@ -20,6 +21,7 @@ pub use dial::{DialError, DialOptions, connect, socket_for};
 pub use info::{TcpInfo, TcpState, tcp_info};
 pub use listen::{ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
 pub use original::original_destination;
+pub use reserve::{Reserve, exhausted};
 pub use tunnel::tune_tunnel;
 
 use crate::sys;
@@ -42,13 +44,21 @@ impl Default for Keepalive {
     }
 }
 
-/// Sets what every accepted connection needs: no Nagle delay, and keepalive (Z114).
+/// Sets what every accepted connection needs: no Nagle delay, and keepalive (Z114); and, if one is given, how long what was sent
+/// may stay unacknowledged.
 ///
 /// # Errors
 /// `EINVAL` for a keepalive out of bounds.
-pub fn tune_accepted(stream: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
+pub fn tune_accepted(
+    stream: &impl AsFd,
+    keepalive: &Keepalive,
+    user_timeout: Option<Duration>,
+) -> io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
+    if user_timeout.is_some() {
+        socket.set_tcp_user_timeout(user_timeout)?;
+    }
     set_keepalive(&socket, keepalive)
 }
 
