@@ -80,7 +80,7 @@ async fn the_shorter_limit_counts() {
 }
 
 fn large(bytes: usize) -> HeaderMap {
-    HeaderMap::from_iter([(http::header::VIA, HeaderValue::from_bytes(&vec![b'a'; bytes]).unwrap())])
+    HeaderMap::from_iter([(http::header::VIA, HeaderValue::from_bytes(&vec![b'a'; bytes]).expect("letters"))])
 }
 
 /// Z23: a request with more than 64 KB of headers is answered 431 and reaches nobody; the connection goes on.
