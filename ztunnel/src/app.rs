@@ -97,13 +97,7 @@ async fn serve(
         (None, None) => anyhow::bail!("neither xds-address nor local-xds is set"),
     }
     tasks.spawn("pending pods", pods.clone().retry_pending());
-    let (failed, mut failure) = tokio::sync::oneshot::channel();
-    let (socket, followed) = (config.zds_socket.clone(), pods.clone());
-    tasks.spawn("node agent", async move {
-        if let Err(error) = pods::run_zds(&socket, followed).await {
-            let _ = failed.send(error);
-        }
-    });
+    let mut failure = follow_agent(&tasks, config, &pods);
     tracing::info!(node = %config.node, workers = shared.workers.len(), "proxy is up");
 
     let outcome = tokio::select! {
@@ -122,6 +116,22 @@ async fn serve(
     admin_stop.now();
     workers.shutdown(LAST_WORDS);
     outcome
+}
+
+/// Follows the node's agent; says so if that breaks the protocol.
+fn follow_agent(
+    tasks: &Tasks,
+    config: &ProxyConfig,
+    pods: &Arc<Pods>,
+) -> tokio::sync::oneshot::Receiver<pods::ZdsError> {
+    let (failed, failure) = tokio::sync::oneshot::channel();
+    let (socket, followed) = (config.zds_socket.clone(), pods.clone());
+    tasks.spawn("node agent", async move {
+        if let Err(error) = pods::run_zds(&socket, followed).await {
+            let _ = failed.send(error);
+        }
+    });
+    failure
 }
 
 /// All at once: the deadline is one for the process, not one after another.

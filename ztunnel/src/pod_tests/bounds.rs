@@ -143,7 +143,7 @@ async fn a_deleted_pod_says_no_goodbye() {
     let (mut accepted, _) = soon(app.accept()).await.unwrap();
     let begun = std::time::Instant::now();
     pods.remove("uid-cart").await;
-    assert!(begun.elapsed() < shared.config.drain_deadline, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < shared.config.drain_deadline(), "{:?}", begun.elapsed());
     assert_eq!(world.pod.tasks.len(), 0, "{:?}", world.pod.tasks.names());
     assert!(soon(stream.read_u8()).await.is_err());
     assert!(soon(accepted.read_u8()).await.is_err());
