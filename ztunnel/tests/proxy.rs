@@ -1,6 +1,7 @@
 //! The proxy as a process: its ports, its sockets, its limit of open files. It has an agent that hands it one pod, and no control
 //! plane. As root only.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+#![allow(clippy::needless_update, reason = "messages may grow")]
 
 mod agent_support;
 
