@@ -19,7 +19,7 @@ AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^
 E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench fmt clean setup-build setup-run setup-test setup-deny setup-mutants
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale fmt clean setup-build setup-run setup-test setup-deny setup-mutants
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +43,7 @@ test-all: test advisories ## `make test`, and what does not fit into its time: i
 	@# culvert-runtime's one ignored test is the child of another.
 	$(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
 	@$(MAKE) --no-print-directory bench
+	@$(MAKE) --no-print-directory bench-scale
 
 lint: setup-build setup-deny ## Formatting, clippy, documentation, layers, sizes, book, dependencies
 	cargo fmt --all --check
@@ -83,6 +84,9 @@ soak: setup-test build ## A day in five minutes: connections, pods, policies and
 
 bench: setup-run build ## What the tunnel costs, beside direct TCP in the same run
 	$(ROOT) $(BIN)/culvert-bench run
+
+bench-scale: setup-run build ## 100,000 workloads through two proxies, all of them changing; fails where a bound is crossed
+	$(ROOT) $(BIN)/culvert-bench scale --check
 
 fmt: ## Format everything
 	cargo fmt --all

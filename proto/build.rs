@@ -14,8 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bare.file.iter_mut().for_each(|file| file.source_code_info = None);
     std::fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
     let mut config = prost_build::Config::new();
-    // Resource bodies are kept as slices of the received frame until someone needs them.
-    config.bytes([".google.protobuf.Any.value"]);
+    // Bodies are shared: a server's by all its streams, a client's with the received frame until someone decodes them.
+    config.extern_path(".google.protobuf.Any", "crate::Any");
     config.compile_fds(descriptors)?;
     Ok(())
 }

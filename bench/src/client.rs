@@ -179,14 +179,14 @@ async fn phases(target: SocketAddr, length: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn open(target: SocketAddr, what: u8) -> std::io::Result<TcpStream> {
+pub(crate) async fn open(target: SocketAddr, what: u8) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&[what]).await?;
     Ok(stream)
 }
 
-async fn request(stream: &mut TcpStream) -> std::io::Result<u32> {
+pub(crate) async fn request(stream: &mut TcpStream) -> std::io::Result<u32> {
     let started = Instant::now();
     stream.write_all(&[b'x'; REQUEST]).await?;
     let mut response = [0; RESPONSE];

@@ -5,8 +5,10 @@
 
 mod client;
 mod fairness;
+mod probe;
 mod protocol;
 mod run;
+mod scale;
 mod server;
 mod world;
 
@@ -25,6 +27,20 @@ enum Cli {
     Run(RunArgs),
     /// Time small requests, idle and beside bulk streams of the same pod to the same destination.
     Fairness(fairness::FairnessArgs),
+    /// Give two proxies a mesh of 100,000 workloads, change all of it, and see what they weigh and whether traffic waits.
+    Scale(scale::ScaleArgs),
+    /// The control plane of `scale` (runs where the controller runs).
+    #[command(hide = true)]
+    ScaleControl(scale::control::ControlArgs),
+    /// Small requests at a fixed pace (runs inside a pod); prints JSON.
+    Probe {
+        /// The server.
+        #[arg(long)]
+        target: SocketAddr,
+        /// For how long, seconds.
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+    },
     /// Serve every measurement (runs inside a pod).
     Serve {
         /// Where.
@@ -77,6 +93,9 @@ pub struct RunArgs {
 fn main() -> ExitCode {
     let outcome = match Cli::parse() {
         Cli::Run(args) => run::run(&args),
+        Cli::Scale(args) => scale::run(&args),
+        Cli::ScaleControl(args) => block_on(1, scale::control::run(&args)),
+        Cli::Probe { target, seconds } => block_on(1, probe::probe(target, Duration::from_secs(seconds))),
         Cli::Serve { listen } => block_on(2, server::serve(listen)),
         Cli::Fairness(args) => fairness::run(&args),
         Cli::Client { measure, target, connections, seconds, rate } => {

@@ -27,6 +27,8 @@ pub struct Setup {
     pub same_node: bool,
     /// More arguments of our proxy.
     pub proxy_args: Vec<&'static str>,
+    /// Makes a directory of programs to use, in the world's directory, from that of ours.
+    pub programs: Option<fn(&Path, &Path) -> anyhow::Result<PathBuf>>,
 }
 
 /// Which pair of pods.
@@ -64,8 +66,10 @@ impl World {
         let mut up = world.command();
         up.args(["up", "--detach", "-f"]).arg(&manifests).stdout(Stdio::null());
         up.args(world.setup.proxy_args.iter().map(|argument| format!("--proxy-arg={argument}")));
-        if let Some(peer) = &world.setup.peer {
-            let ours = world.culvert.parent().context("culvert has no directory")?;
+        let ours = world.culvert.parent().context("culvert has no directory")?;
+        if let Some(programs) = world.setup.programs {
+            up.arg("--bin-dir").arg(programs(&world.dir, ours)?);
+        } else if let Some(peer) = &world.setup.peer {
             up.arg("--bin-dir").arg(culvert_e2e::ambient::programs(&world.dir, ours, peer, &[])?);
         }
         let up = up.status()?;
@@ -128,7 +132,8 @@ impl World {
         self.proxies()?.into_iter().map(|(node, pid)| Ok((node, resident(pid)?))).collect()
     }
 
-    fn proxies(&self) -> anyhow::Result<Vec<(String, u64)>> {
+    /// Each node's proxy and its process id.
+    pub fn proxies(&self) -> anyhow::Result<Vec<(String, u64)>> {
         let status = self.status()?;
         let programs = status["system"].as_array().context("status names no programs")?;
         let proxies: Vec<_> = programs.iter().filter(|program| program["role"] == "proxy").collect();
@@ -147,7 +152,8 @@ impl World {
         self.proxies()?.iter().map(|(_, pid)| processor_time(*pid)).sum()
     }
 
-    fn target(&self, path: Route) -> anyhow::Result<String> {
+    /// Where the server of a pair is.
+    pub fn target(&self, path: Route) -> anyhow::Result<String> {
         let status = self.status()?;
         for pod in status["pods"].as_array().context("status has no pods")? {
             if pod["namespace"] == path.namespace() && pod["name"] == "server" {
@@ -163,9 +169,36 @@ impl World {
         serde_json::from_slice(&output.stdout).context("culvert status -o json")
     }
 
-    fn client(&self, path: Route) -> Command {
+    /// `culvert-bench` in the client pod of a pair, to be given a subcommand.
+    pub fn bench(&self, path: Route) -> Command {
         let mut command = self.command();
-        command.args(["exec", "-n", path.namespace(), "client", "--"]).arg(&self.bench).arg("client");
+        command.args(["exec", "-n", path.namespace(), "client", "--"]).arg(&self.bench);
+        command
+    }
+
+    /// `culvert-bench` where the controller runs.
+    pub fn bench_beside_controller(&self) -> Command {
+        let mut command = self.command();
+        command.args(["exec", "controller", "--"]).arg(&self.bench);
+        command
+    }
+
+    /// Replaces a node's proxy by a new process.
+    pub fn restart_proxy(&self, node: &str) -> anyhow::Result<()> {
+        let status =
+            self.command().args(["restart", "proxy", "--node", node]).stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "the proxy of {node} did not restart ({status})");
+        Ok(())
+    }
+
+    /// Where everything of this world is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn client(&self, path: Route) -> Command {
+        let mut command = self.bench(path);
+        command.arg("client");
         command
     }
 
@@ -220,7 +253,8 @@ spec:
     )
 }
 
-fn resident(pid: u64) -> anyhow::Result<u64> {
+/// Resident memory of a process, bytes.
+pub fn resident(pid: u64) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
@@ -228,7 +262,7 @@ fn resident(pid: u64) -> anyhow::Result<u64> {
 }
 
 /// utime and stime of /proc/PID/stat, in seconds; the kernel counts in hundredths on every machine of today.
-fn processor_time(pid: u64) -> anyhow::Result<f64> {
+pub fn processor_time(pid: u64) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit_once(')').context("no stat")?.1.split_whitespace().collect();
     let ticks = |at: usize| -> anyhow::Result<f64> { Ok(fields.get(at).context("a short stat")?.parse()?) };

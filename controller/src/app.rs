@@ -183,12 +183,12 @@ impl Writer {
 
     /// Makes the next snapshot of what was read, and shows it.
     fn publish(&mut self) {
+        let started = Instant::now();
         let world = self.directory.world();
         let served = !self.index.current().set.types.is_empty();
         if served && world == *self.index.current().world {
             return;
         }
-        let started = Instant::now();
         let before = self.index.current().generation;
         let snapshot = self.index.apply(world);
         self.metrics.snapshot(&snapshot, started.elapsed().as_secs_f64());

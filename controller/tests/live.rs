@@ -248,7 +248,7 @@ async fn statuses_of_directories_that_come_later_are_seen() {
     let generation = app.snapshots.borrow().generation;
     world.write("nodes/node-a/token", "x");
     world.write("manifests/new/deep/other.yaml", &POD.replace("name: web", "name: other"));
-    until(&app, |snapshot| snapshot.world.objects.iter().any(|it| it.file.ends_with("other.yaml"))).await;
+    until(&app, |snapshot| snapshot.world.objects.values().any(|it| it.file.ends_with("other.yaml"))).await;
     assert_eq!(app.snapshots.borrow().generation, generation, "a pod without a status is nothing to send");
     app.stop().await;
 }

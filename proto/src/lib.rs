@@ -5,6 +5,8 @@
 #![allow(missing_docs, reason = "generated; the .proto files carry the text")]
 #![allow(clippy::large_enum_variant, reason = "generated")]
 
+use bytes::Bytes;
+
 /// What exists in the mesh: `istio.workload`.
 pub mod workload {
     include!(concat!(env!("OUT_DIR"), "/istio.workload.rs"));
@@ -35,9 +37,6 @@ pub mod culvert {
     include!(concat!(env!("OUT_DIR"), "/culvert.workload.v1.rs"));
 }
 
-/// A message of any type, with its type URL.
-pub use prost_types::Any;
-
 /// Name of the extension of a service that holds a [`culvert::SessionAffinity`].
 pub const SESSION_AFFINITY_EXTENSION: &str = "culvert.dev/session-affinity";
 /// Type URL of [`culvert::SessionAffinity`].
@@ -45,6 +44,17 @@ pub const SESSION_AFFINITY_TYPE_URL: &str = "type.googleapis.com/culvert.workloa
 
 /// A `google.protobuf.FileDescriptorSet` of all of them, for reading messages from JSON.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// `google.protobuf.Any`, its body shared instead of copied.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Any {
+    /// Names the type of `value`.
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    /// The encoded message.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
 
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";

@@ -85,14 +85,20 @@ async fn serve(
     let (admin_stop, admin_alive) = drain::channel();
     let quit = Arc::new(Notify::new());
     admin::serve(&tasks, &shared, &pods, &registry, filter, &quit, &admin_alive)?;
+    let following = Workers::start(1, "control").context("starting the control thread")?;
     match (&config.local_xds, &config.xds_address) {
         (Some(file), _) => {
             let follow = control::run_local(shared.clone(), pods.clone(), file.clone());
-            tasks.spawn("local configuration", follow);
+            tasks.spawn_on(following.handle(0), "local configuration", follow);
         }
         (None, Some(address)) => {
-            let channel = xds_channel(config, address)?;
-            tasks.spawn("control plane", control::run(shared.clone(), pods.clone(), channel));
+            let channel = {
+                // The channel's own tasks run where it is made.
+                let _there = following.handle(0).enter();
+                xds_channel(config, address)?
+            };
+            let follow = control::run(shared.clone(), pods.clone(), channel);
+            tasks.spawn_on(following.handle(0), "control plane", follow);
         }
         (None, None) => anyhow::bail!("neither xds-address nor local-xds is set"),
     }
@@ -114,6 +120,7 @@ async fn serve(
     tasks.abort_all();
     let _ = tasks.wait(LAST_WORDS).await;
     admin_stop.now();
+    following.shutdown(LAST_WORDS);
     workers.shutdown(LAST_WORDS);
     outcome
 }

@@ -26,6 +26,7 @@ use crate::config::ProxyConfig;
 use crate::inbound::rejudge;
 use crate::observe::Metrics;
 use crate::pods::{Pods, Shared};
+use crate::state::Retired;
 
 pub use local::run as run_local;
 
@@ -34,7 +35,13 @@ const QUEUE: usize = 4;
 const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL];
 
 /// Follows the control plane until the process ends; while it is away the last snapshot stays in force.
+///
+/// It is to run on a thread of its own: a push of thousands of workloads takes tens of milliseconds to decode and to put in
+/// force, and while the processors are busy traffic goes first.
 pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
+    if let Err(error) = culvert_net::defer_thread() {
+        tracing::warn!(%error, "following the control plane cannot give way to traffic");
+    }
     let (sink, mut events) = mpsc::channel(QUEUE);
     let client = AdsClient::new(client_config(&shared.config, channel, shared.observer.metrics.clone()));
     let drain = shared.drain.clone();
@@ -113,13 +120,14 @@ struct Follower {
     shared: Arc<Shared>,
     pods: Arc<Pods>,
     staging: Staging<Responder>,
+    retired: Retired,
     waiting: Option<readiness::Task>,
 }
 
 impl Follower {
     fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
         let waiting = Some(shared.readiness.register("first push of the control plane"));
-        Self { shared, pods, staging: Staging::new(), waiting }
+        Self { shared, pods, staging: Staging::new(), retired: Retired::default(), waiting }
     }
 
     fn delivered(&mut self, delivery: Delivery, responder: Responder) {
@@ -145,9 +153,8 @@ impl Follower {
     }
 
     fn commit(&mut self, changed: &Changed) {
-        let old = self.shared.state.load_full();
         let snapshot = Arc::new(self.staging.writer.snapshot().clone());
-        self.shared.state.commit(snapshot.clone());
+        let old = self.shared.state.commit(snapshot.clone());
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {
             let ended = rejudge(&snapshot, &self.shared.observer.connections, self.shared.config.same_node);
             if ended > 0 {
@@ -157,6 +164,7 @@ impl Follower {
         self.evict(&old, &snapshot, changed);
         let told = changed.workloads.iter().filter(|(_, change)| *change != Change::Added);
         self.shared.endpoints.changed(told.map(|(uid, change)| (uid, *change == Change::Removed)));
+        self.retired.retire(old);
         self.waiting = None;
         let (workloads, services, policies) = snapshot.sizes();
         tracing::debug!(generation = snapshot.generation(), workloads, services, policies, "committed");

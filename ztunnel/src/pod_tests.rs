@@ -580,3 +580,30 @@ async fn the_dump_holds_everything() {
     assert!(dump["config"].is_object());
     assert_eq!(dump["version"], env!("CARGO_PKG_VERSION"));
 }
+
+/// Z90: a certificate comes with the first pod of an identity that the control plane names, and goes with the last.
+#[tokio::test]
+async fn a_certificate_comes_with_the_first_pod_and_goes_with_the_last() {
+    let (shared, _drain) = shared(&Authority::new(), None);
+    let pods = Pods::new(shared.clone());
+    let (cart, certificates) = (identity("shop", "cart"), &shared.certificates);
+    for name in ["cart", "cart-2"] {
+        let info = PodInfo { service_account: "cart".into(), ..info(name) };
+        pods.add(name, info, namespace()).await.unwrap();
+    }
+    assert!(
+        certificates.list().is_empty(),
+        "the authority would refuse what the control plane does not know yet"
+    );
+    shared.state.commit(snapshot([workload("shop", "cart", &["100.64.1.9"])], []));
+    soon(async {
+        while certificates.current(&cart).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    pods.remove("cart").await;
+    assert!(certificates.current(&cart).is_some(), "another pod of the identity is there");
+    pods.remove("cart-2").await;
+    assert!(certificates.list().is_empty());
+}

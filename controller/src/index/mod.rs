@@ -1,30 +1,38 @@
 //! The one place that knows what is: written by one task, read by many as a finished value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use culvert_k8s_api::manifest::{FileError, Manifest, Note};
+use culvert_k8s_api::object::ObjectKey;
 use culvert_k8s_api::status::{PodStatus, RedirectionStatus, ServiceStatus};
 use culvert_proto::security::Authorization;
 use culvert_proto::workload::Address;
 
-use culvert_xds::resources::ResourceSet;
+use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
+use culvert_xds::resources::{Resource, ResourceSet};
+use imbl::OrdMap;
+use prost::Message;
 
 use crate::translate::{self, MeshSettings, Translation, version};
+use changes::Changes;
 
-mod resources;
+mod changes;
+#[cfg(test)]
+mod incremental_tests;
 
-/// What the sources say, all of it at one moment.
+/// What the sources say, all of it at one moment. The maps are persistent: a source that changes what changed, and nothing
+/// else, makes the next moment cost no more than that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// The manifests in force.
-    pub objects: Vec<Arc<Manifest>>,
+    pub objects: OrdMap<ObjectKey, Arc<Manifest>>,
     /// By namespace and name.
-    pub pods: BTreeMap<(String, String), PodStatus>,
+    pub pods: OrdMap<(String, String), PodStatus>,
     /// By namespace and name.
-    pub services: BTreeMap<(String, String), ServiceStatus>,
+    pub services: OrdMap<(String, String), ServiceStatus>,
     /// By node and pod uid.
-    pub redirection: BTreeMap<(String, String), RedirectionStatus>,
+    pub redirection: OrdMap<(String, String), RedirectionStatus>,
     /// What could not be read.
     pub errors: Vec<FileError>,
     /// What was left alone.
@@ -46,9 +54,9 @@ pub struct Snapshot {
     /// Rises whenever a resource changed; proxies commit workloads, services and policies of one generation together.
     pub generation: u64,
     /// Workloads and services.
-    pub addresses: BTreeMap<String, Versioned<Address>>,
+    pub addresses: OrdMap<String, Versioned<Address>>,
     /// Policies.
-    pub policies: BTreeMap<String, Versioned<Authorization>>,
+    pub policies: OrdMap<String, Versioned<Authorization>>,
     /// The same, encoded.
     pub set: Arc<ResourceSet>,
     /// What they were made from.
@@ -62,6 +70,13 @@ pub struct Snapshot {
 pub struct Index {
     settings: MeshSettings,
     current: Arc<Snapshot>,
+    /// Names of the addresses that were made of neither a pod nor a WorkloadEntry.
+    others: BTreeSet<String>,
+}
+
+/// Objects as a [`World`] holds them.
+pub fn by_key(objects: impl IntoIterator<Item = Arc<Manifest>>) -> OrdMap<ObjectKey, Arc<Manifest>> {
+    objects.into_iter().map(|manifest| (manifest.object.key(), manifest)).collect()
 }
 
 impl Index {
@@ -70,7 +85,7 @@ impl Index {
     pub fn new(settings: MeshSettings, generation: u64) -> Self {
         let set = Arc::new(ResourceSet { generation, ..ResourceSet::default() });
         let current = Snapshot { generation, set, ..Snapshot::default() };
-        Self { settings, current: Arc::new(current) }
+        Self { settings, current: Arc::new(current), others: BTreeSet::new() }
     }
 
     /// What readers see now.
@@ -78,46 +93,94 @@ impl Index {
         Arc::clone(&self.current)
     }
 
-    /// Takes in a world. The result is the new snapshot; its generation is a new one only if a resource changed.
+    /// Takes in a world. The result is the new snapshot; its generation is a new one only if a resource changed. It costs what
+    /// changed since the last world, if the two share the rest.
     pub fn apply(&mut self, world: World) -> Arc<Snapshot> {
-        let before = &self.current;
-        let mut translation = translate::translate(&world, &before.translation.vips, &self.settings);
-        let addresses =
-            keep(std::mem::take(&mut translation.addresses), &before.addresses, version::of_address);
-        let policies = keep(std::mem::take(&mut translation.policies), &before.policies, version::of_policy);
-        let same = addresses == before.addresses && policies == before.policies;
-        let mut next = Snapshot {
-            generation: if same { before.generation } else { before.generation + 1 },
-            addresses,
-            policies,
-            set: Arc::clone(&before.set),
-            world: Arc::new(world),
-            translation: Arc::new(translation),
-        };
-        if !same {
-            next.set = Arc::new(resources::set(&next, &before.set));
+        let first = self.current.set.types.is_empty();
+        let mut changes = Changes::between(&self.current.world, &world, &self.settings);
+        changes.all |= first;
+        let mut next = (*self.current).clone();
+        next.world = Arc::new(world);
+        if !changes.is_empty() {
+            self.translate(&changes, &mut next);
+        }
+        if next.set.types == self.current.set.types {
+            next.set = Arc::clone(&self.current.set);
+        } else {
+            next.generation += 1;
+            Arc::make_mut(&mut next.set).generation = next.generation;
         }
         self.current = Arc::new(next);
         self.current()
     }
+
+    fn translate(&mut self, changes: &Changes, next: &mut Snapshot) {
+        let part =
+            if changes.all { World::clone(&next.world) } else { changes.part(&next.world, &self.settings) };
+        let mut made = translate::translate(&part, &next.translation.vips, &self.settings);
+        let mut addresses = std::mem::take(&mut made.addresses);
+        let whole = changes.all || changes.context;
+        // Whatever was there before of what was translated again, and is not any more, is gone.
+        let mut gone: Vec<String> = Vec::new();
+        if changes.all {
+            gone.extend(next.addresses.keys().cloned());
+        } else {
+            gone.extend(
+                changes
+                    .pods
+                    .iter()
+                    .map(|(namespace, name)| translate::pod_uid(&self.settings, namespace, name)),
+            );
+            gone.extend(
+                changes
+                    .entries
+                    .iter()
+                    .map(|(namespace, name)| translate::entry_uid(&self.settings, namespace, name)),
+            );
+        }
+        let workloads: BTreeSet<String> = translate::of_workload_objects(&part, &self.settings).collect();
+        if whole {
+            gone.extend(std::mem::take(&mut self.others));
+            self.others = addresses.keys().filter(|name| !workloads.contains(*name)).cloned().collect();
+        } else {
+            // What is beside the workloads was translated in part only.
+            addresses.retain(|name, _| workloads.contains(name));
+        }
+        let set = Arc::make_mut(&mut next.set);
+        let served = set.types.entry(ADDRESS_TYPE_URL.to_owned()).or_default();
+        put(addresses, gone, &mut next.addresses, served, version::of_address);
+        if whole {
+            let gone = next.policies.keys().cloned().collect();
+            let served = set.types.entry(AUTHORIZATION_TYPE_URL.to_owned()).or_default();
+            put(std::mem::take(&mut made.policies), gone, &mut next.policies, served, version::of_policy);
+            next.translation = Arc::new(made);
+        }
+    }
 }
 
-/// Puts versions to messages; what did not change keeps its version without being hashed again.
-fn keep<T: PartialEq>(
-    messages: BTreeMap<String, T>,
-    before: &BTreeMap<String, Versioned<T>>,
+/// Replaces what differs, and removes of `gone` what was not made again. What did not change keeps its version without being
+/// hashed again, and its place in the map.
+fn put<T: PartialEq + Message + Clone>(
+    made: BTreeMap<String, T>,
+    gone: Vec<String>,
+    messages: &mut OrdMap<String, Versioned<T>>,
+    served: &mut Arc<culvert_xds::resources::ResourceMap>,
     version: fn(&T) -> String,
-) -> BTreeMap<String, Versioned<T>> {
-    let one = |(name, message): (String, T)| {
-        let versioned = match before.get(&name) {
-            Some(known) if *known.message == message => {
-                Versioned { version: known.version.clone(), message: Arc::clone(&known.message) }
-            }
-            _ => Versioned { version: version(&message), message: Arc::new(message) },
-        };
-        (name, versioned)
-    };
-    messages.into_iter().map(one).collect()
+) {
+    for name in gone {
+        if !made.contains_key(&name) && messages.remove(&name).is_some() {
+            Arc::make_mut(served).remove(name.as_str());
+        }
+    }
+    for (name, message) in made {
+        if messages.get(&name).is_some_and(|known| *known.message == message) {
+            continue;
+        }
+        let version = version(&message);
+        let resource = Resource::new(version.as_str(), message.encode_to_vec());
+        Arc::make_mut(served).insert(name.as_str().into(), resource);
+        messages.insert(name, Versioned { version, message: Arc::new(message) });
+    }
 }
 
 #[cfg(test)]

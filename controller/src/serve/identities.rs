@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use culvert_k8s_api::Object;
+use culvert_k8s_api::object::{Kind, ObjectKey};
 use culvert_k8s_api::status::Phase;
 use culvert_model::identity::Identity;
 use tokio::sync::watch;
@@ -29,12 +30,14 @@ fn runs_on(world: &World, node: &str, namespace: &str, account: &str) -> bool {
             status.node_name == node && matches!(status.phase, Phase::Pending | Phase::Running)
         })
     };
-    world.objects.iter().any(|manifest| match &manifest.object {
+    let first = ObjectKey { kind: Kind::Pod, namespace: namespace.to_owned(), name: String::new() };
+    let pods = world
+        .objects
+        .range(first..)
+        .take_while(|(key, _)| key.kind == Kind::Pod && key.namespace == namespace);
+    pods.into_iter().any(|(key, manifest)| match &manifest.object {
         Object::Pod(pod) => {
-            let meta = &pod.metadata;
-            meta.namespace == namespace
-                && pod.service_account() == account
-                && here(&(meta.namespace.clone(), meta.name.clone()))
+            pod.service_account() == account && here(&(key.namespace.clone(), key.name.clone()))
         }
         _ => false,
     })
@@ -46,11 +49,12 @@ mod tests {
     use culvert_k8s_api::status::PodStatus;
 
     use super::*;
+    use crate::index::by_key;
 
     #[test]
     fn only_a_pod_that_has_not_ended_on_that_node_counts() {
         let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {serviceAccountName: a, containers: [{name: c}]}\n";
-        let mut world = World { objects: parse_file("f", text).objects, ..World::default() };
+        let mut world = World { objects: by_key(parse_file("f", text).objects), ..World::default() };
         assert!(!runs_on(&world, "node", "n", "a"), "a manifest alone is no pod");
         let status = |phase| PodStatus {
             uid: "u".into(),

@@ -1,11 +1,15 @@
 //! The world from directories: manifests, and the statuses that the sandbox and the agents write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use culvert_k8s_api::manifest::{DirError, FileError, LastGood, Mirror, Scan, scan};
+use culvert_k8s_api::ObjectKey;
+use culvert_k8s_api::manifest::{DirError, FileError, LastGood, Manifest, Mirror, Scan, scan};
 use culvert_k8s_api::status::{PodStatus, RedirectionStatus, ServiceStatus, parse_file_name};
+
+use imbl::OrdMap;
 
 use super::json_dir::JsonDir;
 use super::watch::Dirty;
@@ -34,6 +38,10 @@ pub struct Directory {
     pods: JsonDir<PodStatus>,
     services: JsonDir<ServiceStatus>,
     redirection: BTreeMap<String, JsonDir<RedirectionStatus>>,
+    /// As of the last [`Directory::world`].
+    world: World,
+    /// The manifests in force, or what is wrong with them, may be others than in `world`.
+    manifests_changed: bool,
 }
 
 /// Nodes whose redirection is read: as many as one machine could ever hold as namespaces.
@@ -58,6 +66,8 @@ impl Directory {
             pods: JsonDir::default(),
             services: JsonDir::default(),
             redirection: BTreeMap::new(),
+            world: World::default(),
+            manifests_changed: true,
         };
         directory.take_in(&found);
         directory.refresh(Dirty { manifests: false, ..Dirty::ALL });
@@ -98,39 +108,54 @@ impl Directory {
         }
     }
 
-    /// Everything, as it stands.
-    pub fn world(&self) -> World {
-        let loaded = self.manifests.loaded();
-        let mut errors = loaded.errors;
-        errors.extend(self.manifests_error.clone());
-        errors.extend(self.pods.errors().chain(self.services.errors()).cloned());
-        errors.extend(self.redirection.values().flat_map(JsonDir::errors).cloned());
-        let pods = self.pods.values().filter_map(|(file, status)| {
-            // The file's name is what the writer meant; a status that says otherwise is no status of that pod.
-            let named = parse_file_name(file)? == (status.namespace.as_str(), status.name.as_str());
-            named.then(|| ((status.namespace.clone(), status.name.clone()), status.clone()))
-        });
-        let services = self.services.values().filter_map(|(file, status)| {
-            let (namespace, name) = parse_file_name(file)?;
-            Some(((namespace.to_owned(), name.to_owned()), status.clone()))
-        });
-        let redirection = self.redirection.iter().flat_map(|(node, files)| {
-            files.values().filter_map(move |(file, status)| {
-                Some(((node.clone(), file.strip_suffix(".json")?.to_owned()), status.clone()))
-            })
-        });
-        World {
-            objects: loaded.objects,
-            pods: pods.collect(),
-            services: services.collect(),
-            redirection: redirection.collect(),
-            errors,
-            notes: loaded.notes,
+    /// Everything, as it stands. It shares with the last one what has not changed since.
+    pub fn world(&mut self) -> World {
+        if std::mem::take(&mut self.manifests_changed) {
+            let loaded = self.manifests.loaded();
+            replace_objects(&mut self.world.objects, loaded.objects);
+            self.world.notes = loaded.notes;
         }
+        for (file, status) in self.pods.take_changed() {
+            let Some((namespace, name)) = parse_file_name(&file) else { continue };
+            let key = (namespace.to_owned(), name.to_owned());
+            // The file's name is what the writer meant; a status that says otherwise is no status of that pod.
+            match status
+                .filter(|status| (status.namespace.as_str(), status.name.as_str()) == (namespace, name))
+            {
+                Some(status) => drop(self.world.pods.insert(key, status.clone())),
+                None => drop(self.world.pods.remove(&key)),
+            }
+        }
+        for (file, status) in self.services.take_changed() {
+            let Some((namespace, name)) = parse_file_name(&file) else { continue };
+            let key = (namespace.to_owned(), name.to_owned());
+            match status {
+                Some(status) => drop(self.world.services.insert(key, status.clone())),
+                None => drop(self.world.services.remove(&key)),
+            }
+        }
+        for (node, files) in &mut self.redirection {
+            for (file, status) in files.take_changed() {
+                let Some(uid) = file.strip_suffix(".json") else { continue };
+                let key = (node.clone(), uid.to_owned());
+                match status {
+                    Some(status) => drop(self.world.redirection.insert(key, status.clone())),
+                    None => drop(self.world.redirection.remove(&key)),
+                }
+            }
+        }
+        self.world.errors = self.errors().cloned().collect();
+        self.world.clone()
+    }
+
+    fn errors(&self) -> impl Iterator<Item = &FileError> {
+        let statuses = self.pods.errors().chain(self.services.errors());
+        let redirection = self.redirection.values().flat_map(JsonDir::errors);
+        self.manifests.errors().chain(&self.manifests_error).chain(statuses).chain(redirection)
     }
 
     fn take_in(&mut self, found: &Scan) {
-        self.manifests.apply(found);
+        self.manifests_changed |= self.manifests.apply(found);
         if let Some(mirror) = &mut self.mirror
             && let Err(error) = mirror.keep(found, &self.manifests)
         {
@@ -142,10 +167,30 @@ impl Directory {
         let Some(root) = &self.paths.redirection else { return };
         let nodes = nodes(root);
         self.redirection.retain(|node, _| nodes.contains(node));
+        let gone = self.world.redirection.keys().filter(|(node, _)| !nodes.contains(node));
+        for key in gone.cloned().collect::<Vec<_>>() {
+            self.world.redirection.remove(&key);
+        }
         for node in nodes {
             let dir = redirection_dir(root, &node);
             self.redirection.entry(node).or_default().refresh(&dir);
         }
+    }
+}
+
+/// Takes in the objects in force; those that are still the same keep their place.
+fn replace_objects(known: &mut OrdMap<ObjectKey, Arc<Manifest>>, now: Vec<Arc<Manifest>>) {
+    let mut seen = HashSet::with_capacity(now.len());
+    for manifest in now {
+        let key = manifest.object.key();
+        if !known.get(&key).is_some_and(|known| Arc::ptr_eq(known, &manifest)) {
+            known.insert(key.clone(), manifest);
+        }
+        seen.insert(key);
+    }
+    if seen.len() < known.len() {
+        let gone: Vec<_> = known.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+        gone.iter().for_each(|key| drop(known.remove(key)));
     }
 }
 

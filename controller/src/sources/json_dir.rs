@@ -1,6 +1,6 @@
 //! A directory of small JSON files, each about one thing, written by another program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
@@ -19,6 +19,8 @@ pub(super) struct JsonDir<T> {
     files: BTreeMap<String, Entry<T>>,
     /// About the directory as a whole.
     error: Option<FileError>,
+    /// Files whose word is another since it was last asked.
+    changed: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ struct Entry<T> {
 
 impl<T> Default for JsonDir<T> {
     fn default() -> Self {
-        Self { files: BTreeMap::new(), error: None }
+        Self { files: BTreeMap::new(), error: None, changed: BTreeSet::new() }
     }
 }
 
@@ -38,14 +40,38 @@ impl<T: DeserializeOwned> JsonDir<T> {
     /// Reads the directory again. One that does not exist (yet) is empty; one that cannot be listed changes nothing. A file
     /// that cannot be read as `T` keeps what it said before.
     pub fn refresh(&mut self, dir: &Path) {
-        match self.read(dir) {
-            Ok(files) => (self.files, self.error) = (files, None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => *self = Self::default(),
-            Err(error) => self.error = Some(bad(dir, 0, &error.to_string())),
+        let mut before = std::mem::take(&mut self.files);
+        let read = self.read(dir, &mut before);
+        self.error = None;
+        match read {
+            // What is left of the old ones is gone.
+            Ok(()) => self.changed.extend(before.into_keys()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.changed.extend(std::mem::take(&mut self.files).into_keys());
+                self.changed.extend(before.into_keys());
+            }
+            Err(error) => {
+                self.files.extend(before);
+                self.error = Some(bad(dir, 0, &error.to_string()));
+            }
         }
     }
 
+    /// The files whose word is another than when this was last asked, with what each says now; `None` where it says nothing
+    /// any more.
+    pub fn take_changed(&mut self) -> Vec<(String, Option<&T>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed
+            .into_iter()
+            .map(|name| {
+                let says = self.files.get(&name).and_then(|entry| entry.good.as_ref());
+                (name, says)
+            })
+            .collect()
+    }
+
     /// What each file says, by its name.
+    #[cfg(test)]
     pub fn values(&self) -> impl Iterator<Item = (&str, &T)> {
         self.files.iter().filter_map(|(name, entry)| Some((name.as_str(), entry.good.as_ref()?)))
     }
@@ -55,8 +81,8 @@ impl<T: DeserializeOwned> JsonDir<T> {
         self.files.values().filter_map(|entry| entry.error.as_ref()).chain(&self.error)
     }
 
-    fn read(&mut self, dir: &Path) -> io::Result<BTreeMap<String, Entry<T>>> {
-        let mut files = BTreeMap::new();
+    /// Moves what is there from `all` to its own files, read again.
+    fn read(&mut self, dir: &Path, all: &mut BTreeMap<String, Entry<T>>) -> io::Result<()> {
         for found in fs::read_dir(dir)? {
             let found = found?;
             let Ok(name) = found.file_name().into_string() else { continue };
@@ -66,26 +92,35 @@ impl<T: DeserializeOwned> JsonDir<T> {
             {
                 continue;
             }
-            if files.len() == MAX_FILES {
+            if self.files.len() == MAX_FILES {
                 return Err(io::Error::other(format!("more than {MAX_FILES} files")));
             }
             let path = found.path();
-            let before = self.files.remove(&name);
+            let before = all.remove(&name);
+            if before.is_none() {
+                self.changed.insert(name.clone());
+            }
             let mut text = Vec::new();
             match File::open(&path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)) {
                 Ok(_) => {}
                 // Replaced or removed since it was listed; the watch says so again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.changed.insert(name);
+                    continue;
+                }
                 Err(error) => {
                     let error = Some(bad(&path, 0, &error.to_string()));
                     let good = before.and_then(|before| before.good);
-                    files.insert(name, Entry { text: Vec::new(), good, error });
+                    self.files.insert(name, Entry { text: Vec::new(), good, error });
                     continue;
                 }
             }
-            files.insert(name, entry(&path, text, before));
+            if before.as_ref().is_none_or(|before| before.text != text) {
+                self.changed.insert(name.clone());
+            }
+            self.files.insert(name, entry(&path, text, before));
         }
-        Ok(files)
+        Ok(())
     }
 }
 
@@ -127,6 +162,27 @@ fn bad(path: &Path, line: u32, reason: &str) -> FileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changed_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mut read = JsonDir::<u16>::default();
+        let mut told = || {
+            read.refresh(dir.path());
+            let changed = read.take_changed();
+            changed.into_iter().map(|(name, says)| (name, says.copied())).collect::<Vec<_>>()
+        };
+        fs::write(at("a.json"), "1").unwrap();
+        fs::write(at("b.json"), "2").unwrap();
+        assert_eq!(told(), [("a.json".to_owned(), Some(1)), ("b.json".to_owned(), Some(2))]);
+        assert_eq!(told(), []);
+        fs::write(at("b.json"), "3").unwrap();
+        fs::remove_file(at("a.json")).unwrap();
+        assert_eq!(told(), [("a.json".to_owned(), None), ("b.json".to_owned(), Some(3))]);
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert_eq!(told(), [("b.json".to_owned(), None)]);
+    }
 
     #[test]
     fn a_file_that_turns_bad_keeps_what_it_said() {

@@ -27,8 +27,10 @@ impl Hosts<'_> {
     /// Resource names of the hosts of an entry.
     pub fn keys_of(&self, entry: &ServiceEntry) -> Vec<String> {
         let own = entry.spec.hosts.iter().map(|host| key(entry, host));
-        own.filter(|key| self.owners.get(key).is_some_and(|(owner, _)| owner.metadata == entry.metadata))
-            .collect()
+        own.filter(|key| {
+            self.owners.get(key).is_some_and(|(owner, _)| owner.metadata.name == entry.metadata.name)
+        })
+        .collect()
     }
 }
 
@@ -45,7 +47,10 @@ pub(super) fn hosts<'a>(
     let cluster: BTreeSet<String> =
         view.services.keys().map(|(namespace, name)| view.service_host(namespace, name)).collect();
     let in_cluster = |namespace: &str, host: &str| {
-        view.services.keys().any(|(of, name)| *of == namespace && view.service_host(of, name) == host)
+        let rest = host.strip_suffix(view.settings.cluster_domain.as_str());
+        let rest = rest.and_then(|rest| rest.strip_suffix(".svc."));
+        let name = rest.and_then(|rest| rest.strip_suffix(namespace)?.strip_suffix('.'));
+        name.is_some_and(|name| view.services.contains_key(&(namespace, name)))
     };
     let mut entries: Vec<&ServiceEntry> = view.service_entries.values().copied().collect();
     entries.sort_by_key(|entry| entry.metadata.age());
@@ -112,8 +117,7 @@ pub(super) fn convert_all(
         // Its own labels are those of the spec; the object's fill in.
         let mut labels = meta.labels.clone();
         labels.extend(spec.labels.clone());
-        let group = "networking.istio.io/WorkloadEntry";
-        let uid = format!("{}/{group}/{namespace}/{name}", view.settings.cluster_id);
+        let uid = super::entry_uid(view.settings, namespace, name);
         let mut message = workload(view, meta, spec, &labels, uid);
         message.services = targets.of(namespace, &labels, Endpoint::Entry(spec));
         message.authorization_policies = names.of(namespace, &labels);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::index::World;
 use culvert_k8s_api::labels;
 use culvert_k8s_api::meta::StringMap;
+use culvert_k8s_api::object::Kind;
 
 mod endpoints;
 mod entries;
@@ -106,6 +107,25 @@ pub fn translate(world: &World, vips: &BTreeMap<String, Ipv4Addr>, settings: &Me
     pods::convert_all(&view, &targets, &names, &restricted, &mut out);
     entries::convert_all(&view, &entries, &targets, &names, &mut out);
     out
+}
+
+/// The resource name of a pod.
+pub fn pod_uid(settings: &MeshSettings, namespace: &str, name: &str) -> String {
+    format!("{}//Pod/{namespace}/{name}", settings.cluster_id)
+}
+
+/// The resource name of a WorkloadEntry.
+pub fn entry_uid(settings: &MeshSettings, namespace: &str, name: &str) -> String {
+    format!("{}/networking.istio.io/WorkloadEntry/{namespace}/{name}", settings.cluster_id)
+}
+
+/// The resource names of the pods and WorkloadEntries of a world: each is translated by itself.
+pub fn of_workload_objects(world: &World, settings: &MeshSettings) -> impl Iterator<Item = String> {
+    world.objects.keys().filter_map(|key| match key.kind {
+        Kind::Pod => Some(pod_uid(settings, &key.namespace, &key.name)),
+        Kind::WorkloadEntry => Some(entry_uid(settings, &key.namespace, &key.name)),
+        _ => None,
+    })
 }
 
 /// Which policies a workload is selected by.

@@ -48,7 +48,7 @@ impl<'a> NetworkPolicies<'a> {
             pod::NetworkPolicies::Unknown
         };
         let message = Pod { uid: uid.to_owned(), network_policies: known.into() };
-        let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec() };
+        let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec().into() };
         Extension { name: POD_EXTENSION.to_owned(), config: Some(config) }
     }
 }

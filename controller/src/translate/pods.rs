@@ -52,7 +52,7 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
     let healthy = status.phase == Phase::Running && status.ready && !status.deleted;
     let workload_name = meta.labels.get(labels::WORKLOAD_NAME).unwrap_or(&meta.name);
     proto::Workload {
-        uid: format!("{}//Pod/{}/{}", settings.cluster_id, meta.namespace, meta.name),
+        uid: super::pod_uid(settings, &meta.namespace, &meta.name),
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
         addresses: status.pod_ips.iter().copied().map(ip_bytes).collect(),

@@ -11,7 +11,7 @@ use super::*;
 fn world(text: &str) -> World {
     let parsed = parse_file("world.yaml", text);
     assert_eq!(parsed.errors, [], "the test's own manifests");
-    World { objects: parsed.objects, ..World::default() }
+    World { objects: crate::index::by_key(parsed.objects), ..World::default() }
 }
 
 impl World {
@@ -414,10 +414,10 @@ fn of_several_at_one_level_the_oldest_wins() {
 fn a_value_that_no_loader_checked_denies_rather_than_being_skipped() {
     let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: n}\nspec: {rules: [{when: [{key: source.ip, values: [10.0.0.0/8]}]}]}\n";
     let mut world = world(text);
-    let mut manifest = Manifest::clone(&world.objects[0]);
+    let mut manifest = Manifest::clone(world.objects.values().next().unwrap());
     let culvert_k8s_api::Object::AuthorizationPolicy(policy) = &mut manifest.object else { panic!() };
     policy.spec.rules[0].when[0].values[0] = "10.0.0.0/99".into();
-    world.objects[0] = Arc::new(manifest);
+    world.objects = crate::index::by_key([Arc::new(manifest)]);
     let translation = run(&world);
     let page = render::policy(&translation.policies["n/p"]);
     assert_eq!((page["action"].as_str(), page["groups"].to_string().as_str()), (Some("DENY"), "[[[]]]"));
@@ -434,10 +434,12 @@ proptest! {
         shuffled.objects.extend(world(include_str!("testdata/policies.yaml")).objects);
         let straight = run(&shuffled);
         let mut state = seed;
-        for index in (1..shuffled.objects.len()).rev() {
+        let mut objects: Vec<_> = shuffled.objects.values().cloned().collect();
+        for index in (1..objects.len()).rev() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            shuffled.objects.swap(index, usize::try_from(state >> 33).unwrap() % (index + 1));
+            objects.swap(index, usize::try_from(state >> 33).unwrap() % (index + 1));
         }
+        shuffled.objects = crate::index::by_key(objects);
         let again = run(&shuffled);
         prop_assert_eq!(&straight, &again);
         for (name, message) in &straight.addresses {

@@ -46,7 +46,7 @@ impl<'a> View<'a> {
             network_policies: Vec::new(),
             other_network_policies: Vec::new(),
         };
-        for manifest in &world.objects {
+        for manifest in world.objects.values() {
             view.add(&manifest.object);
         }
         view

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::service::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::state::{Delivery, DeltaClient, MAX_OUTSTANDING, ProtocolError, Rejection, Subscription};
@@ -234,6 +234,10 @@ impl AdsClient {
             };
             let Ended::Disconnected(reason) = ended else { return };
             tracing::info!(%reason, "no connection to the control plane");
+            // What servers say to a message above their limit: grpc-go the first, tonic the second.
+            if let Disconnect::Stream { code: Code::ResourceExhausted | Code::OutOfRange, .. } = &reason {
+                self.state.too_long();
+            }
             self.config.observer.disconnected(&reason);
             if begun.elapsed() >= HELD {
                 self.backoff.reset();

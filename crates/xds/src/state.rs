@@ -14,15 +14,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
 use culvert_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 
 use crate::{Generation, RawResource};
 
-/// The versions in a first request take at most this much, so that the request stays below the 4 MiB that gRPC servers accept
-/// by default (R01). Names that do not fit are left out: the server sends them again, and those it does not send are taken
-/// as removed. 3 MiB is some 30,000 resources.
+/// The versions in a first request to a server that is not known to take more: below the 4 MiB that gRPC servers accept by
+/// default (R01). Names that do not fit are left out: the server sends them again, and those it does not send are taken as
+/// removed. 3 MiB is some 30,000 resources.
 pub const MAX_VERSIONS_BYTES: usize = 3 << 20;
+
+/// The same to a server that marked its last response as ours, which takes 16 MiB: some 150,000 resources, so that after a
+/// reconnect a mesh of 100,000 is not sent again (R02, U35).
+pub const MAX_VERSIONS_BYTES_OURS: usize = 15 << 20;
 
 /// Responses of one type that may wait for their answers. Our server sends one at a time.
 pub const MAX_OUTSTANDING: usize = 64;
@@ -38,6 +41,7 @@ const INVALID_ARGUMENT: i32 = 3;
 pub struct DeltaClient {
     node: Node,
     types: BTreeMap<String, TypeState>,
+    max_versions: usize,
 }
 
 /// One type to subscribe to.
@@ -125,7 +129,7 @@ impl DeltaClient {
     pub fn new(node: Node, subscriptions: impl IntoIterator<Item = Subscription>) -> Self {
         let state = |names| TypeState { names, ..TypeState::default() };
         let types = subscriptions.into_iter().map(|wanted| (wanted.type_url, state(wanted.names))).collect();
-        Self { node, types }
+        Self { node, types, max_versions: MAX_VERSIONS_BYTES }
     }
 
     /// The types subscribed to.
@@ -143,14 +147,21 @@ impl DeltaClient {
     /// of them only.
     pub fn connected(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut node = Some(self.node.clone());
+        let max_versions = self.max_versions;
         let first = |(type_url, state): (&String, &mut TypeState)| DeltaDiscoveryRequest {
             node: node.take(),
             type_url: type_url.clone(),
             resource_names_subscribe: state.names.clone(),
-            initial_resource_versions: state.reconnect(MAX_VERSIONS_BYTES),
+            initial_resource_versions: state.reconnect(max_versions),
             ..DeltaDiscoveryRequest::default()
         };
         self.types.iter_mut().map(first).collect()
+    }
+
+    /// The server refused the first requests for their length: those of the next connection bring no more versions than any
+    /// server takes, until ours is heard again.
+    pub fn too_long(&mut self) {
+        self.max_versions = MAX_VERSIONS_BYTES;
     }
 
     /// Takes a response. Resources that are not well-formed are left out of the delivery and rejected with its answer.
@@ -175,6 +186,10 @@ impl DeltaClient {
             return Err(ProtocolError::TooManyOutstanding(type_url));
         }
         let generation = Generation::parse(&response.system_version_info);
+        self.max_versions = match generation {
+            Generation::Ours { .. } => MAX_VERSIONS_BYTES_OURS,
+            Generation::Foreign(_) => MAX_VERSIONS_BYTES,
+        };
         let (added, malformed) = well_formed(&type_url, response.resources);
         let mut removed: BTreeSet<_> = response.removed_resources.into_iter().collect();
         if let Some(unconfirmed) = &mut state.unconfirmed {
@@ -313,11 +328,9 @@ fn well_formed(type_url: &str, resources: Vec<Resource>) -> (Vec<RawResource>, V
             Some(_) => None,
         };
         match (fault, resource.resource) {
-            (None, Some(body)) => added.push(RawResource {
-                name: resource.name,
-                version: resource.version,
-                body: Bytes::from(body.value),
-            }),
+            (None, Some(body)) => {
+                added.push(RawResource { name: resource.name, version: resource.version, body: body.value })
+            }
             (fault, _) => {
                 malformed.push(Rejection { name: resource.name, reason: fault.unwrap_or_default() })
             }

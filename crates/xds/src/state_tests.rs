@@ -1,12 +1,14 @@
 //! The client's state machine by itself, against responses written by hand and against a model.
 
 use super::*;
+use bytes::Bytes;
+use culvert_proto::Any;
 use proptest::prelude::*;
 
 const TYPE: &str = "type.test/a";
 
 fn resource(name: &str, version: &str) -> Resource {
-    let body = prost_types::Any { type_url: TYPE.to_owned(), value: version.as_bytes().to_vec() };
+    let body = Any { type_url: TYPE.to_owned(), value: version.as_bytes().to_vec().into() };
     Resource {
         name: name.to_owned(),
         version: version.to_owned(),
@@ -191,6 +193,32 @@ fn versions_that_do_not_fit_are_left_out_and_swept() {
     assert_eq!(client.known(TYPE).unwrap().len(), names.len() - 1);
 }
 
+/// R02, U35: 100,000 names go to a server of ours, which takes 16 MiB; to others no more than any takes (R01).
+#[test]
+fn how_many_versions_a_request_brings_depends_on_the_server() {
+    let mut client = client();
+    client.connected();
+    let names: Vec<_> = (0..100_000)
+        .map(|index| format!("Kubernetes//Pod/some-namespace/some-deployment-{index:08}-abcde"))
+        .collect();
+    let all: Vec<_> = names.iter().map(|name| (name.as_str(), "0123456789abcdef")).collect();
+    let push = |nonce, generation: &str, all| DeltaDiscoveryResponse {
+        system_version_info: generation.to_owned(),
+        ..response(nonce, all, &[])
+    };
+    client.received(push("1", "culvert/7", &all)).unwrap();
+    client.answer(TYPE, "1", &[]).unwrap();
+    let brought = |client: &mut DeltaClient| client.connected().remove(0).initial_resource_versions.len();
+    assert_eq!(brought(&mut client), names.len());
+    client.too_long();
+    assert!(brought(&mut client) < 40_000, "that server took less");
+    client.received(push("1", "culvert/8", &all)).unwrap();
+    client.answer(TYPE, "1", &[]).unwrap();
+    assert_eq!(brought(&mut client), names.len(), "ours is back");
+    client.received(push("1", "2026-11-23/1", &[])).unwrap();
+    assert!(brought(&mut client) < 40_000, "another control plane took over");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Push { added: Vec<(u8, u8)>, removed: Vec<u8> },
@@ -276,7 +304,7 @@ proptest! {
     ) {
         let mut client = client();
         client.connected();
-        let body = |type_url| prost_types::Any { type_url, value: vec![] };
+        let body = |type_url| Any { type_url, value: Bytes::new() };
         let resources = resources.into_iter().map(|(name, version, type_url)| {
             Resource { name, version, resource: type_url.map(body), ..Resource::default() }
         });

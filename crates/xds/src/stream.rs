@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use culvert_proto::Any;
 use culvert_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource};
+use imbl::ordmap::DiffItem;
 use tokio::time::Instant;
 
 use crate::Generation;
@@ -198,8 +200,9 @@ impl TypeState {
             wildcard: false,
             names: BTreeSet::new(),
             asked: BTreeSet::new(),
-            // A client that brings nothing waits for a first response, to know that it has everything.
-            must_answer: initial.is_empty(),
+            // A client waits for a first response to know that it has everything, also where it lacks nothing: so does a
+            // client of Istio's control plane, which answers each first subscription.
+            must_answer: true,
             held: Held::Versions(initial),
             stale: true,
             queue: VecDeque::new(),
@@ -276,6 +279,9 @@ impl TypeState {
     }
 
     fn compare(&self, wanted: &ResourceMap, asked: BTreeSet<Arc<str>>, parts: &mut Parts) {
+        if let (true, Held::Snapshot(held)) = (self.wildcard && asked.is_empty(), &self.held) {
+            return differences(held, wanted, parts);
+        }
         for (name, resource) in wanted.iter().filter(|(name, _)| self.wildcard || self.names.contains(*name))
         {
             // The empty version stands for a resource that the client is not sure of.
@@ -295,6 +301,23 @@ impl TypeState {
         });
         gone.into_iter().for_each(|name| parts.remove(name));
     }
+}
+
+/// From one generation to another of a client that has all of the first, skipping what they share.
+fn differences(held: &ResourceMap, wanted: &ResourceMap, parts: &mut Parts) {
+    let mut gone = Vec::new();
+    for difference in held.diff(wanted) {
+        match difference {
+            DiffItem::Add(name, resource) => parts.add(name, resource),
+            DiffItem::Update { old, new } => {
+                if old.1.version != new.1.version {
+                    parts.add(new.0, new.1);
+                }
+            }
+            DiffItem::Remove(name, _) => gone.push(name.clone()),
+        }
+    }
+    gone.into_iter().for_each(|name| parts.remove(name));
 }
 
 impl Held {
@@ -375,7 +398,8 @@ impl Part {
         let resource = |(name, resource): (Arc<str>, Resource)| WireResource {
             name: name.as_ref().to_owned(),
             version: resource.version.as_ref().to_owned(),
-            resource: Some(prost_types::Any { type_url: type_url.to_owned(), value: resource.body.to_vec() }),
+            // Shared with every other stream until it is written to this one's transport.
+            resource: Some(Any { type_url: type_url.to_owned(), value: resource.body }),
             ..WireResource::default()
         };
         DeltaDiscoveryResponse {

@@ -12,7 +12,7 @@ const LIMITS: StreamLimits = StreamLimits { max_names: 3, push_bytes: 200 };
 fn set(generation: u64, a: &[(&str, &str)], b: &[(&str, &str)]) -> Arc<ResourceSet> {
     let map = |pairs: &[(&str, &str)]| {
         let resource = |(name, version): &(&str, &str)| {
-            ((*name).into(), Resource::new(*version, version.as_bytes().to_vec()))
+            (Arc::<str>::from(*name), Resource::new(*version, version.as_bytes().to_vec()))
         };
         Arc::new(pairs.iter().map(resource).collect::<ResourceMap>())
     };
@@ -55,21 +55,28 @@ fn sends_only_what_the_client_lacks() {
     assert_eq!(stream.next(&latest, Instant::now()), None);
 }
 
+/// As Istio's control plane does it: clients wait for a first response to know that they have everything.
 #[test]
-fn a_client_that_is_up_to_date_hears_nothing_unless_it_asked() {
+fn a_first_subscription_is_answered_even_if_nothing_is_lacking() {
     let latest = set(4, &[("x", "1")], &[]);
     let mut plain = StreamState::new(LIMITS, false, latest.clone());
     plain.received(subscribe(A, &[], &[("x", "1")])).unwrap();
-    assert_eq!(plain.next(&latest, Instant::now()), None);
+    let first = plain.next(&latest, Instant::now());
+    expect(first.as_ref(), "culvert/4", &[], &[]);
+    plain.received(ack(&first.unwrap())).unwrap();
     assert_eq!(plain.status()[A].acked_generation, Some(4));
+    // From then on what changes nothing for it is not told.
+    let latest = set(5, &[("x", "1")], &[]);
+    assert_eq!(plain.next(&latest, Instant::now()), None);
+    assert_eq!(plain.status()[A].acked_generation, Some(5));
 
     plain.received(subscribe(B, &[], &[])).unwrap();
     let empty = plain.next(&latest, Instant::now());
-    expect(empty.as_ref(), "culvert/4", &[], &[]);
+    expect(empty.as_ref(), "culvert/5", &[], &[]);
 
     let mut asking = StreamState::new(LIMITS, true, latest.clone());
     asking.received(subscribe(A, &[], &[("x", "1")])).unwrap();
-    expect(asking.next(&latest, Instant::now()).as_ref(), "culvert/4", &[], &[]);
+    expect(asking.next(&latest, Instant::now()).as_ref(), "culvert/5", &[], &[]);
 }
 
 #[test]

@@ -166,7 +166,7 @@ pub fn encode_affinity(affinity: Affinity) -> Option<proto::Extension> {
     let value = SessionAffinity { kind: kind.into() }.encode_to_vec();
     Some(proto::Extension {
         name: SESSION_AFFINITY_EXTENSION.to_owned(),
-        config: Some(Any { type_url: SESSION_AFFINITY_TYPE_URL.to_owned(), value }),
+        config: Some(Any { type_url: SESSION_AFFINITY_TYPE_URL.to_owned(), value: value.into() }),
     })
 }
 

@@ -161,7 +161,7 @@ fn encode_pod_facts(pod: &PodFacts) -> proto::Extension {
         NetworkPolicies::Selected => culvert::pod::NetworkPolicies::Selected,
     };
     let message = culvert::Pod { uid: pod.uid.to_string(), network_policies: network_policies.into() };
-    let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec() };
+    let config = Any { type_url: POD_TYPE_URL.to_owned(), value: message.encode_to_vec().into() };
     proto::Extension { name: POD_EXTENSION.to_owned(), config: Some(config) }
 }
 

@@ -295,7 +295,7 @@ fn defaults_of_workloads() {
 fn facts_of_pods() {
     let extended = |uid: &str, number: i32| {
         let value = culvert::Pod { uid: uid.into(), network_policies: number }.encode_to_vec();
-        let config = Some(Any { type_url: POD_TYPE_URL.into(), value });
+        let config = Some(Any { type_url: POD_TYPE_URL.into(), value: value.into() });
         proto::Extension { name: POD_EXTENSION.into(), config }
     };
     let decoded = |extensions: Vec<proto::Extension>| {
@@ -313,7 +313,7 @@ fn facts_of_pods() {
         assert_eq!(decoded(vec![foreign.clone(), extended("u", number)]), (Some("u".into()), policies));
     }
     let other_type = |of: &mut Any| of.type_url = "type.googleapis.com/other".into();
-    let garbage = |of: &mut Any| of.value = vec![0xff];
+    let garbage = |of: &mut Any| of.value = vec![0xff].into();
     let broken = |change: fn(&mut Any)| {
         let mut extension = extended("u", 1);
         change(extension.config.as_mut().unwrap());

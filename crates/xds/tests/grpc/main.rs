@@ -111,6 +111,34 @@ async fn a_restarted_server_with_the_same_content_sends_no_resources() {
     host.stop().await;
 }
 
+/// R01, R02, U35: the request that names all of a large mesh is longer than gRPC's usual 4 MiB, is taken, and spares sending
+/// the mesh again.
+#[tokio::test]
+async fn a_large_mesh_is_not_sent_again_after_a_reconnection() {
+    let names: Vec<_> = (0..60_000)
+        .map(|index| format!("Kubernetes//Pod/some-namespace/some-deployment-7d9f8b6c5-{index:06}"))
+        .collect();
+    let mut pairs: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let mut host = Host::new(set(1, &[], &[]));
+    host.stop().await;
+    host.limits.stream.push_bytes = 1 << 20;
+    host.sets.send_replace(set(1, &pairs, &[("p", "1")]));
+    host.start();
+    let mut program = Program::start(&host, "node-1");
+    program.until_committed(A, &pairs).await;
+    let before = host.counts.resources.load(Ordering::SeqCst);
+
+    host.stop().await;
+    program.until_disconnected().await;
+    pairs[7].1 = "2";
+    host.sets.send_replace(set(2, &pairs, &[("p", "1")]));
+    host.start();
+    program.until_committed(A, &pairs).await;
+    assert_eq!(host.counts.resources.load(Ordering::SeqCst) - before, 1, "what changed, and nothing else");
+    program.stop().await;
+    host.stop().await;
+}
+
 #[tokio::test]
 async fn a_nack_names_the_bad_one_and_is_not_a_loop() {
     let mut host = Host::new(set(1, &[("good", "1"), ("wrong", "bad")], &[]));

@@ -99,8 +99,9 @@ pub type Slot = Mutex<Option<mpsc::Sender<Result<DuplexStream, std::io::Error>>>
 
 pub fn set(generation: u64, a: &[(&str, &str)], b: &[(&str, &str)]) -> Arc<ResourceSet> {
     let map = |pairs: &[(&str, &str)]| {
-        let resource =
-            |(name, text): &(&str, &str)| ((*name).into(), Resource::hashed(text.as_bytes().to_vec()));
+        let resource = |(name, text): &(&str, &str)| {
+            (Arc::<str>::from(*name), Resource::hashed(text.as_bytes().to_vec()))
+        };
         Arc::new(pairs.iter().map(resource).collect::<ResourceMap>())
     };
     Arc::new(ResourceSet { generation, types: [(A.to_owned(), map(a)), (B.to_owned(), map(b))].into() })

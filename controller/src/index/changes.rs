@@ -1,0 +1,185 @@
+//! What one change of the world makes necessary, so that a pod among 100,000 costs what one pod is worth.
+//!
+//! Workloads are what there are many of, and no workload says anything about another: a pod or WorkloadEntry is translated
+//! from itself, its status, and what is in force in its namespace, the root namespace and its node. So when only pods change,
+//! only those are translated again, beside the rest of their namespace. When something else changes, everything that is no
+//! workload is translated again, and the workloads of its namespace; when it is for the whole mesh, everything is.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use culvert_k8s_api::manifest::Manifest;
+use culvert_k8s_api::object::{Kind, ObjectKey};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
+use super::World;
+use crate::translate::MeshSettings;
+
+/// Kinds that others are translated by: everything but what becomes a workload.
+const CONTEXT: [Kind; 8] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::Service,
+    Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
+    Kind::ServiceEntry,
+    Kind::NetworkPolicy,
+    Kind::OtherNetworkPolicy,
+];
+
+/// `(namespace, name)`.
+type Name = (String, String);
+
+/// What is to be translated again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Everything.
+    pub all: bool,
+    /// Everything that is neither a pod nor a WorkloadEntry.
+    pub context: bool,
+    pub pods: BTreeSet<Name>,
+    pub entries: BTreeSet<Name>,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Compares two worlds, skipping what they share.
+    pub fn between(before: &World, after: &World, settings: &MeshSettings) -> Self {
+        let mut changes = Self::default();
+        let mut namespaces = BTreeSet::new();
+        let mut nodes = BTreeSet::new();
+        let mut object = |key: &ObjectKey| match key.kind {
+            Kind::Pod => drop(changes.pods.insert((key.namespace.clone(), key.name.clone()))),
+            Kind::WorkloadEntry => drop(changes.entries.insert((key.namespace.clone(), key.name.clone()))),
+            Kind::ServiceAccount => {}
+            Kind::Node => {
+                changes.context = true;
+                nodes.insert(key.name.clone());
+            }
+            Kind::Namespace => {
+                changes.context = true;
+                namespaces.insert(key.name.clone());
+            }
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication
+                if key.namespace == settings.root_namespace =>
+            {
+                changes.all = true;
+            }
+            // It may select anything.
+            Kind::OtherNetworkPolicy => changes.all = true,
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::Service
+            | Kind::ServiceEntry
+            | Kind::NetworkPolicy => {
+                changes.context = true;
+                namespaces.insert(key.namespace.clone());
+            }
+        };
+        for difference in before.objects.diff(&after.objects) {
+            match difference {
+                DiffItem::Add(key, _) | DiffItem::Remove(key, _) => object(key),
+                // A line that moved changes nothing.
+                DiffItem::Update { old, new } if old.1.object == new.1.object => {}
+                DiffItem::Update { new, .. } => object(new.0),
+            }
+        }
+        changes.pods.extend(keys(before.pods.diff(&after.pods)));
+        changes.context |= before.services.diff(&after.services).next().is_some();
+        let redirected: BTreeSet<Name> = keys(before.redirection.diff(&after.redirection)).collect();
+        if !redirected.is_empty() || !nodes.is_empty() {
+            let touched = after.pods.iter().filter(|(_, status)| {
+                nodes.contains(&status.node_name)
+                    || redirected.contains(&(status.node_name.clone(), status.uid.clone()))
+            });
+            changes.pods.extend(touched.map(|(name, _)| name.clone()));
+        }
+        for namespace in &namespaces {
+            changes.pods.extend(named(&after.objects, Kind::Pod, namespace));
+            changes.entries.extend(named(&after.objects, Kind::WorkloadEntry, namespace));
+        }
+        changes
+    }
+
+    /// The part of the world that is to be translated again, with all that it is translated by.
+    pub fn part(&self, world: &World, settings: &MeshSettings) -> World {
+        let mut part = World::default();
+        let mut take = |key: ObjectKey| {
+            if let Some(manifest) = world.objects.get(&key) {
+                part.objects.insert(key, Arc::clone(manifest));
+            }
+        };
+        for (kind, names) in [(Kind::Pod, &self.pods), (Kind::WorkloadEntry, &self.entries)] {
+            for (namespace, name) in names {
+                take(ObjectKey { kind, namespace: namespace.clone(), name: name.clone() });
+            }
+        }
+        for name in &self.pods {
+            let Some(status) = world.pods.get(name) else { continue };
+            take(ObjectKey { kind: Kind::Node, namespace: String::new(), name: status.node_name.clone() });
+        }
+        let mut namespaces: BTreeSet<&str> =
+            self.pods.iter().chain(&self.entries).map(|(namespace, _)| namespace.as_str()).collect();
+        namespaces.insert(&settings.root_namespace);
+        for namespace in &namespaces {
+            take(ObjectKey {
+                kind: Kind::Namespace,
+                namespace: String::new(),
+                name: (*namespace).to_owned(),
+            });
+        }
+        for kind in CONTEXT {
+            if self.context || kind == Kind::OtherNetworkPolicy {
+                let all = of(&world.objects, kind, None);
+                part.objects.extend(all.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))));
+            } else {
+                let near = namespaces.iter().flat_map(|namespace| of(&world.objects, kind, Some(namespace)));
+                part.objects.extend(near.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))));
+            }
+        }
+        if self.context {
+            part.services.clone_from(&world.services);
+        }
+        for name in &self.pods {
+            let Some(status) = world.pods.get(name) else { continue };
+            let key = (status.node_name.clone(), status.uid.clone());
+            if let Some(redirection) = world.redirection.get(&key) {
+                part.redirection.insert(key, redirection.clone());
+            }
+            part.pods.insert(name.clone(), status.clone());
+        }
+        part
+    }
+}
+
+fn keys<'a, 'b, V: 'a + 'b>(
+    differences: impl Iterator<Item = DiffItem<'a, 'b, Name, V>>,
+) -> impl Iterator<Item = Name> {
+    differences.map(|difference| match difference {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => {
+            key.clone()
+        }
+    })
+}
+
+fn named(objects: &OrdMap<ObjectKey, Arc<Manifest>>, kind: Kind, namespace: &str) -> Vec<Name> {
+    of(objects, kind, Some(namespace)).map(|(key, _)| (key.namespace.clone(), key.name.clone())).collect()
+}
+
+/// The objects of a kind, or those of it in a namespace.
+fn of<'a>(
+    objects: &'a OrdMap<ObjectKey, Arc<Manifest>>,
+    kind: Kind,
+    namespace: Option<&str>,
+) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<Manifest>)> {
+    let first = ObjectKey { kind, namespace: namespace.unwrap_or_default().to_owned(), name: String::new() };
+    let namespace = namespace.map(str::to_owned);
+    objects.range((Bound::Included(first), Bound::Unbounded)).take_while(move |(key, _)| {
+        key.kind == kind && namespace.as_ref().is_none_or(|namespace| key.namespace == *namespace)
+    })
+}
