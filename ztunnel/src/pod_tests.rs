@@ -44,7 +44,6 @@ use crate::pods::{Places, Pod, PodInfo, Pods, Shared};
 use crate::state::State;
 use crate::world::{by_name, identity, serve, service, snapshot, workload};
 
-#[path = "pool_tests.rs"]
 mod pool_tests;
 
 /// Long enough for a loaded machine; nothing waits for it to pass.
