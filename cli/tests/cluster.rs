@@ -191,10 +191,14 @@ fn exec_logs_and_the_end_of_pods() {
     ];
     let world = World::new(&[("all.yaml", &yaml.concat())]);
     world.up(&["--no-mesh"]);
-    let report = world.report().unwrap();
-    let phase = |name: &str| report.pods.iter().find(|pod| pod.key.name == name).unwrap().phase;
-    assert_eq!(phase("good"), Phase::Succeeded);
-    assert_eq!(phase("bad"), Phase::Failed);
+    // A pod without a readiness probe is ready while it runs, so `up` may be done before they end.
+    let phase =
+        |report: &Report, name: &str| report.pods.iter().find(|pod| pod.key.name == name).unwrap().phase;
+    let ended = |phase| matches!(phase, Phase::Succeeded | Phase::Failed);
+    let report =
+        world.wait("both have ended", |report| ["good", "bad"].iter().all(|it| ended(phase(report, it))));
+    assert_eq!(phase(&report, "good"), Phase::Succeeded);
+    assert_eq!(phase(&report, "bad"), Phase::Failed);
     let address = report.pods.iter().find(|pod| pod.key.name == "bad").unwrap().addresses[0];
     assert_eq!(world.ok(&["logs", "bad"]), format!("hello from bad on a at {address}\n"));
 

@@ -6,7 +6,7 @@ use culvert_model::outcome::{Blame, Reason};
 
 const PAGE: &str = include_str!("../../../../docs/reference/reasons.md");
 
-const ALL: [Reason; 28] = [
+const ALL: [Reason; 29] = [
     Reason::UnknownSource,
     Reason::SelfCall,
     Reason::NoHealthyUpstream,
@@ -20,6 +20,7 @@ const ALL: [Reason; 28] = [
     Reason::AuthorizationPolicyLate,
     Reason::PolicyUnavailable,
     Reason::WaypointRequired,
+    Reason::NetworkPolicy,
     Reason::NoCertificate,
     Reason::TlsHandshake,
     Reason::PeerIdentity,
