@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ mod mesh;
 const MESH_NAMESPACE: &str = "mesh";
 /// The name under which proxies know the controller of a sandbox.
 const SERVER_NAME: &str = "culvert-controller.culvert-system.svc";
+/// What loading took for itself, a proxy has given back to the system by then.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Where the made-up control plane listens, in the controller's namespace.
 const PORT: u16 = 15112;
 
@@ -56,6 +59,8 @@ struct Loaded {
     seconds: f64,
     before: u64,
     after: u64,
+    /// As `after`, [`SETTLE`] later.
+    settled: u64,
     churned: u64,
     /// Processor time during churn, seconds.
     cpu: f64,
@@ -89,9 +94,11 @@ pub fn run(args: &ScaleArgs) -> anyhow::Result<()> {
     for (node, before) in before {
         world.restart_proxy(&node)?;
         let seconds = control.event("loaded", &node)?["seconds"].as_f64().context("seconds")?;
-        loaded.push(Loaded { node, seconds, before, after: 0, churned: 0, cpu: 0.0 });
+        loaded.push(Loaded { node, seconds, before, after: 0, settled: 0, churned: 0, cpu: 0.0 });
     }
     each(&world, &mut loaded, |one, pid| set(&mut one.after, resident(pid)))?;
+    std::thread::sleep(SETTLE);
+    each(&world, &mut loaded, |one, pid| set(&mut one.settled, resident(pid)))?;
     // As long as it takes to change everything once, and never so short that a percentile means nothing.
     let seconds = (args.workloads / args.rate.max(1)).max(5) as u64;
     let mut phases = vec![phase(&world, "nothing changes", seconds)?];
@@ -228,8 +235,10 @@ impl Control {
 fn check(args: &ScaleArgs, loaded: &[Loaded], phases: &[Phase]) -> anyhow::Result<()> {
     for one in loaded {
         ensure!(one.seconds <= 5.0, "{}: loading took {:.1} s, more than 5", one.node, one.seconds);
-        let weight = weight(one.before, one.after, args);
-        ensure!(weight <= 2048, "{}: {weight} bytes a workload, more than 2048", one.node);
+        for (when, resident) in [("settled", one.settled), ("after churn", one.churned)] {
+            let weight = weight(one.before, resident, args);
+            ensure!(weight <= 2048, "{}: {weight} bytes a workload {when}, more than 2048", one.node);
+        }
     }
     let stalls = |phase: &Phase| {
         let of = |probed: &Probed| probed.requests.stalls + probed.connections.stalls;
@@ -251,7 +260,10 @@ fn print(args: &ScaleArgs, loaded: &[Loaded], phases: &[Phase], churn: &Value) -
         let proxies = loaded.iter().map(|one| {
             json!({
                 "node": one.node, "loadSeconds": one.seconds, "rssBefore": one.before, "rssLoaded": one.after,
-                "rssChurned": one.churned, "bytesPerWorkload": weight(one.before, one.after, args), "churnCpuSeconds": one.cpu,
+                "rssSettled": one.settled, "settledAfterSeconds": SETTLE.as_secs(), "rssChurned": one.churned,
+                "bytesPerWorkloadLoaded": weight(one.before, one.after, args),
+                "bytesPerWorkload": weight(one.before, one.settled, args),
+                "bytesPerWorkloadChurned": weight(one.before, one.churned, args), "churnCpuSeconds": one.cpu,
             })
         });
         let phases = phases
@@ -266,24 +278,30 @@ fn print(args: &ScaleArgs, loaded: &[Loaded], phases: &[Phase], churn: &Value) -
         args.workloads, args.services, args.rate
     );
     println!(
-        "{:<10}{:>10}{:>14}{:>14}{:>18}{:>16}{:>14}",
+        "{:<10}{:>10}{:>12}{:>12}{:>8}{:>18}{:>8}{:>16}{:>8}{:>14}",
         "proxy",
         "loaded in",
         "empty, MB",
         "loaded, MB",
-        "bytes a workload",
+        "B each",
+        format!("{} s later, MB", SETTLE.as_secs()),
+        "B each",
         "after churn, MB",
+        "B each",
         "churn, CPU s"
     );
     for one in loaded {
         println!(
-            "{:<10}{:>8.2} s{:>14.1}{:>14.1}{:>18}{:>16.1}{:>14.2}",
+            "{:<10}{:>8.2} s{:>12.1}{:>12.1}{:>8}{:>18.1}{:>8}{:>16.1}{:>8}{:>14.2}",
             one.node,
             one.seconds,
             one.before as f64 / 1e6,
             one.after as f64 / 1e6,
             weight(one.before, one.after, args),
+            one.settled as f64 / 1e6,
+            weight(one.before, one.settled, args),
             one.churned as f64 / 1e6,
+            weight(one.before, one.churned, args),
             one.cpu
         );
     }

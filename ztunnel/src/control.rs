@@ -6,11 +6,12 @@ mod local;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_identity::token::TokenFile;
 use culvert_model::Str;
 use culvert_model::snapshot::{Change, Changed, Snapshot, SnapshotWriter, Update};
-use culvert_model::wire;
+use culvert_model::wire::{self, AddressResource};
 use culvert_model::workload::Workload;
 use culvert_proto::discovery::Node;
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
@@ -19,6 +20,7 @@ use culvert_xds::client::{AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_B
 use culvert_xds::gate::{Gate, Verdict};
 use culvert_xds::state::{Delivery, Rejection, Subscription};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
@@ -32,6 +34,11 @@ pub use local::run as run_local;
 
 /// Events that wait: the client stops reading the stream while the queue is full, so this bounds messages in memory.
 const QUEUE: usize = 4;
+/// After this many changed resources the allocator is told to give back what it keeps for reuse: a push of a whole mesh needs
+/// as much again as it leaves behind.
+const GIVE_BACK_AFTER: usize = 10_000;
+/// How long it waits for what else comes with them, so that it happens once a second at most.
+const GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL];
 
 /// Follows the control plane until the process ends; while it is away the last snapshot stays in force.
@@ -48,14 +55,29 @@ pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
     let following = culvert_runtime::tasks::Tasks::new("xds");
     following.spawn("xds client", client.run(sink, drain));
     let mut follower = Follower::new(shared, pods);
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Connected => {
-                tracing::info!("connected to the control plane");
-                follower.staging.connected();
+    let mut give_back_at = None;
+    loop {
+        let give_back = async {
+            match give_back_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            Event::Delivery(delivery, responder) => follower.delivered(delivery, responder),
-            Event::Disconnected { .. } => {}
+        };
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => follower.heard(event),
+                None => return,
+            },
+            () = give_back => {
+                follower.changes = 0;
+                give_back_at = None;
+                if let Err(error) = culvert_net::heap::give_back() {
+                    tracing::debug!(%error, "the allocator gives nothing back");
+                }
+            }
+        }
+        if follower.changes >= GIVE_BACK_AFTER && give_back_at.is_none() {
+            give_back_at = Some(Instant::now() + GIVE_BACK_DELAY);
         }
     }
 }
@@ -122,12 +144,25 @@ struct Follower {
     staging: Staging<Responder>,
     retired: Retired,
     waiting: Option<readiness::Task>,
+    /// Resources that changed since the allocator last gave back.
+    changes: usize,
 }
 
 impl Follower {
     fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
         let waiting = Some(shared.readiness.register("first push of the control plane"));
-        Self { shared, pods, staging: Staging::new(), retired: Retired::default(), waiting }
+        Self { shared, pods, staging: Staging::new(), retired: Retired::default(), waiting, changes: 0 }
+    }
+
+    fn heard(&mut self, event: Event) {
+        match event {
+            Event::Connected => {
+                tracing::info!("connected to the control plane");
+                self.staging.connected();
+            }
+            Event::Delivery(delivery, responder) => self.delivered(delivery, responder),
+            Event::Disconnected { .. } => {}
+        }
     }
 
     fn delivered(&mut self, delivery: Delivery, responder: Responder) {
@@ -165,6 +200,7 @@ impl Follower {
         let told = changed.workloads.iter().filter(|(_, change)| *change != Change::Added);
         self.shared.endpoints.changed(told.map(|(uid, change)| (uid, *change == Change::Removed)));
         self.retired.retire(old);
+        self.changes += changed.workloads.len() + changed.services.len() + changed.policies.len();
         self.waiting = None;
         let (workloads, services, policies) = snapshot.sizes();
         tracing::debug!(generation = snapshot.generation(), workloads, services, policies, "committed");
@@ -254,7 +290,7 @@ impl<R> Staging<R> {
     fn delivered(&mut self, delivery: Delivery, responder: R) -> Staged<R> {
         let verdict = self.gate.delivered(&delivery);
         let type_url = delivery.type_url.clone();
-        let (update, rejections) = decode(delivery);
+        let (update, rejections) = decode(delivery, &mut self.writer);
         if matches!(verdict, Verdict::Acknowledge) {
             self.parts.push(update);
             return Staged { commit: None, answers: vec![(responder, rejections)] };
@@ -289,7 +325,8 @@ fn extend(changed: &mut Changed, more: Changed) {
     changed.policies.extend(more.policies);
 }
 
-fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
+/// Body by body, each dropped with what is kept once already: a push of a whole mesh waits here for its end.
+fn decode(delivery: Delivery, writer: &mut SnapshotWriter) -> (Update, Vec<Rejection>) {
     let generation = match delivery.generation {
         culvert_xds::Generation::Ours { number, .. } => number,
         culvert_xds::Generation::Foreign(_) => 0,
@@ -301,9 +338,18 @@ fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
         update.removed_addresses = removed;
         for resource in delivery.added {
             match wire::address(&resource.name, &resource.body) {
-                Ok(address) => update.addresses.push(address),
+                Ok(mut address) => {
+                    writer.share(&mut address);
+                    // The client that accepted it keeps the name too.
+                    if let AddressResource::Workload(workload) = &mut address
+                        && workload.uid == resource.name
+                    {
+                        workload.uid = resource.name;
+                    }
+                    update.addresses.push(address);
+                }
                 Err(error) => {
-                    rejections.insert(resource.name, error.to_string());
+                    rejections.insert(resource.name.to_string(), error.to_string());
                 }
             }
         }
@@ -314,7 +360,7 @@ fn decode(delivery: Delivery) -> (Update, Vec<Rejection>) {
             // In force even so: it denies what it might have denied.
             update.policies.push(decoded.policy);
             if let Some(error) = decoded.error {
-                rejections.insert(resource.name, error.to_string());
+                rejections.insert(resource.name.to_string(), error.to_string());
             }
         }
     }

@@ -21,7 +21,7 @@ fn pod(name: &str, ip: u8, account: &str) -> RawResource {
         ..Message::default()
     };
     let body = Address { r#type: Some(address::Type::Workload(workload)) }.encode_to_vec();
-    RawResource { name: uid, version: "1".into(), body: body.into() }
+    RawResource { name: uid.into(), version: "1".into(), body: body.into() }
 }
 
 fn policy(name: &str, body: Option<Bytes>) -> RawResource {
@@ -33,7 +33,7 @@ fn policy(name: &str, body: Option<Bytes>) -> RawResource {
         ..Authorization::default()
     };
     let body = body.unwrap_or_else(|| message.encode_to_vec().into());
-    RawResource { name: format!("shop/{name}"), version: "1".into(), body }
+    RawResource { name: format!("shop/{name}").into(), version: "1".into(), body }
 }
 
 fn delivery(type_url: &str, generation: &str, added: Vec<RawResource>) -> Delivery {
@@ -116,7 +116,9 @@ fn what_cannot_be_read_is_refused_by_name() {
 #[test]
 fn only_what_moved_is_evicted() {
     let mut writer = SnapshotWriter::new();
-    let update = |pods: Vec<RawResource>| decode(delivery(ADDRESS_TYPE_URL, "x/1", pods)).0;
+    let update = |pods: Vec<RawResource>| {
+        decode(delivery(ADDRESS_TYPE_URL, "x/1", pods), &mut SnapshotWriter::new()).0
+    };
     let old =
         writer.apply(update(vec![pod("same", 1, "a"), pod("moved", 2, "a"), pod("gone", 3, "a")])).snapshot;
     let mut next = update(vec![pod("same", 1, "a"), pod("moved", 9, "a"), pod("new", 3, "b")]);

@@ -76,14 +76,14 @@ pub fn service(name: &str, addresses: &[&str]) -> Service {
 }
 
 /// A gateway by the name of its service.
-pub fn by_name(name: &str) -> GatewayAddress {
-    GatewayAddress { destination: GatewayDestination::Hostname(key(name)), hbone_port: 15008 }
+pub fn by_name(name: &str) -> Box<GatewayAddress> {
+    Box::new(GatewayAddress { destination: GatewayDestination::Hostname(key(name)), hbone_port: 15008 })
 }
 
 /// A gateway by address.
-pub fn by_address(text: &str) -> GatewayAddress {
+pub fn by_address(text: &str) -> Box<GatewayAddress> {
     let address = NetworkAddress { network: "".into(), address: text.parse().unwrap() };
-    GatewayAddress { destination: GatewayDestination::Address(address), hbone_port: 15008 }
+    Box::new(GatewayAddress { destination: GatewayDestination::Address(address), hbone_port: 15008 })
 }
 
 /// What the proxy knows.

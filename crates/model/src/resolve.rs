@@ -265,7 +265,7 @@ impl<'a> Chooser<'a> {
 
     /// Traffic addressed to a workload itself.
     fn resolve_workload(&mut self, workload: &Arc<Workload>, bound: bool) -> Result<Resolved, Refusal> {
-        if let Some(waypoint) = workload.waypoint.as_ref().filter(|_| bound)
+        if let Some(waypoint) = workload.waypoint.as_deref().filter(|_| bound)
             && !self.source_is(waypoint)
         {
             return self.resolve_waypoint(waypoint, TunnelKind::WorkloadWaypoint, None);

@@ -22,7 +22,7 @@ pub struct Service {
     /// Identities accepted besides the endpoints' own.
     pub subject_alt_names: SmallVec<[Identity; 1]>,
     /// The waypoint for traffic addressed to the service.
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Box<GatewayAddress>>,
     /// Several waypoints with weights (canary), chosen for each connection (Z32).
     pub weighted_waypoints: Vec<(GatewayAddress, u32)>,
     /// How endpoints are chosen.

@@ -28,10 +28,10 @@ pub struct Workload {
     pub tunnel_protocol: TunnelProtocol,
     /// Who it is.
     pub identity: Identity,
-    /// The waypoint for traffic addressed to the workload itself (Z38).
-    pub waypoint: Option<GatewayAddress>,
+    /// The waypoint for traffic addressed to the workload itself (Z38). Boxed, as few have one.
+    pub waypoint: Option<Box<GatewayAddress>>,
     /// The gateway that leads to its network, if that is another one (Z40).
-    pub network_gateway: Option<GatewayAddress>,
+    pub network_gateway: Option<Box<GatewayAddress>>,
     /// The node it runs on.
     pub node: Str,
     /// `service.istio.io/canonical-name` or what stands for it (D28).

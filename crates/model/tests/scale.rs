@@ -92,7 +92,7 @@ fn computed() -> Duration {
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// Loads in less than 5 s, at most 2 KB a workload, and one more update takes no time to speak of, even with every earlier
+/// Loads in less than 5 s, at most 1,300 bytes a workload (a proxy holds 2 KB, what the protocol needs included), and one more update takes no time to speak of, even with every earlier
 /// snapshot still held. The time is of the optimised-for-nothing build that tests are.
 #[test]
 fn a_large_mesh() {
@@ -113,7 +113,7 @@ fn a_large_mesh() {
     println!("loaded in {spent:?}, {weight} bytes a workload with its share of everything");
     assert_eq!(writer.snapshot().sizes(), (WORKLOADS as usize, SERVICES as usize, 0));
     assert!(spent < Duration::from_secs(5), "{spent:?}");
-    assert!(weight <= 2048, "{weight} bytes a workload");
+    assert!(weight <= 1300, "{weight} bytes a workload");
 
     let mut held = Vec::new();
     let large = updates(&mut writer, |snapshot| held.push(snapshot));

@@ -1,4 +1,5 @@
-//! The allocator's sampling of what is allocated where. It is here because calling the allocator needs `unsafe`.
+//! The allocator: sampling of what is allocated where, and giving memory back. It is here because calling the allocator
+//! needs `unsafe`.
 //!
 //! Programs whose allocator is jemalloc have sampling built in and off: off, an allocation costs the countdown that the
 //! allocator keeps in any case. On, about one of each 512 KiB allocated has its stack noted. What was allocated before it
@@ -35,6 +36,15 @@ pub fn active() -> bool {
 /// The allocator cannot sample.
 pub fn set_active(active: bool) -> io::Result<()> {
     sys::set_allocator_flag(c"prof.active", active)
+}
+
+/// Gives back to the system all pages that are free and kept for reuse, of all threads. Without it pages stay until their
+/// thread allocates again some ten seconds later; a thread that sleeps keeps them.
+///
+/// # Errors
+/// The allocator refused.
+pub fn give_back() -> io::Result<()> {
+    sys::allocator_purge()
 }
 
 /// What is held by samples so far and not freed yet, in jemalloc's text form (`heap_v2`).

@@ -24,6 +24,7 @@ pub mod state;
 pub mod stream;
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use culvert_proto::discovery::Node;
@@ -41,8 +42,8 @@ pub const GENERATIONS_KEY: &str = "CULVERT_GENERATIONS";
 /// A resource as it came over the wire: named and versioned, its body not decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawResource {
-    /// Unique among the resources of its type.
-    pub name: String,
+    /// Unique among the resources of its type. Shared, so that who keeps the resource need not keep its name twice.
+    pub name: Arc<str>,
     /// Equal versions mean equal bodies; says nothing about order.
     pub version: String,
     /// The encoded message of the type that the delivery names.

@@ -13,6 +13,7 @@
 //! So a version is remembered only once its resource was accepted, and yet nothing that a client may hold can be forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use culvert_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 
@@ -103,11 +104,11 @@ pub enum ProtocolError {
 #[derive(Debug, Clone, Default)]
 struct TypeState {
     names: Vec<String>,
-    /// What was accepted: name to version.
-    known: BTreeMap<String, String>,
-    doubtful: BTreeSet<String>,
+    /// What was accepted: name to version. The name is the one that was delivered, and stays it when the version changes.
+    known: BTreeMap<Arc<str>, Box<str>>,
+    doubtful: BTreeSet<Arc<str>>,
     /// Names left out of the first request, until the initial push is complete: those not pushed by then are gone.
-    unconfirmed: Option<BTreeSet<String>>,
+    unconfirmed: Option<BTreeSet<Arc<str>>>,
     /// In order of arrival.
     outstanding: VecDeque<Outstanding>,
     last_answered: Option<String>,
@@ -117,7 +118,7 @@ struct TypeState {
 struct Outstanding {
     nonce: String,
     /// Name and version.
-    added: Vec<(String, String)>,
+    added: Vec<(Arc<str>, Box<str>)>,
     removed: Vec<String>,
     /// Resources that were not even delivered.
     malformed: Vec<Rejection>,
@@ -139,8 +140,8 @@ impl DeltaClient {
 
     /// What was accepted of a type: name to version.
     #[must_use]
-    pub fn known(&self, type_url: &str) -> Option<&BTreeMap<String, String>> {
-        self.types.get(type_url).map(|state| &state.known)
+    pub fn known(&self, type_url: &str) -> Option<impl Iterator<Item = (&str, &str)>> {
+        Some(self.types.get(type_url)?.known.iter().map(|(name, version)| (&**name, &**version)))
     }
 
     /// A new connection: forgets what the last one left open and returns the first request of each type, the node in the first
@@ -193,22 +194,21 @@ impl DeltaClient {
         let (added, malformed) = well_formed(&type_url, response.resources);
         let mut removed: BTreeSet<_> = response.removed_resources.into_iter().collect();
         if let Some(unconfirmed) = &mut state.unconfirmed {
-            for name in
-                added.iter().map(|resource| &resource.name).chain(malformed.iter().map(|bad| &bad.name))
-            {
+            for name in names(&added, &malformed) {
                 unconfirmed.remove(name);
             }
             if generation.is_last() {
-                removed.extend(state.unconfirmed.take().unwrap_or_default());
+                let silent = state.unconfirmed.take().unwrap_or_default();
+                removed.extend(silent.iter().map(ToString::to_string));
             }
         }
-        for name in added.iter().map(|resource| &resource.name).chain(malformed.iter().map(|bad| &bad.name)) {
+        for name in names(&added, &malformed) {
             removed.remove(name);
         }
         let removed: Vec<_> = removed.into_iter().collect();
         state.outstanding.push_back(Outstanding {
             nonce: response.nonce.clone(),
-            added: added.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect(),
+            added: added.iter().map(|it| (it.name.clone(), it.version.as_str().into())).collect(),
             removed: removed.clone(),
             malformed,
         });
@@ -229,7 +229,7 @@ impl DeltaClient {
         let (state, delivery) = self.take(type_url, nonce)?;
         let bad: BTreeSet<&str> = rejected.iter().map(|rejection| rejection.name.as_str()).collect();
         for (name, version) in delivery.added {
-            if bad.contains(name.as_str()) {
+            if bad.contains(&*name) {
                 state.doubtful.insert(name);
             } else {
                 state.doubtful.remove(&name);
@@ -237,12 +237,11 @@ impl DeltaClient {
             }
         }
         for name in delivery.removed {
-            state.doubtful.remove(&name);
-            state.known.remove(&name);
+            state.doubtful.remove(&*name);
+            state.known.remove(&*name);
         }
-        state
-            .doubtful
-            .extend(delivery.malformed.iter().map(|bad| bad.name.clone()).filter(|name| !name.is_empty()));
+        let malformed = delivery.malformed.iter().map(|bad| bad.name.as_str());
+        state.doubtful.extend(malformed.filter(|name| !name.is_empty()).map(Arc::from));
         let problems: Vec<_> = delivery.malformed.iter().chain(rejected).collect();
         let error = (!problems.is_empty()).then(|| explain(&problems));
         Ok(answer_request(type_url, nonce, error))
@@ -282,7 +281,7 @@ impl TypeState {
     fn doubt(&mut self, delivery: Outstanding) {
         let added = delivery.added.into_iter().map(|(name, _)| name);
         let malformed = delivery.malformed.into_iter().map(|bad| bad.name).filter(|name| !name.is_empty());
-        self.doubtful.extend(added.chain(delivery.removed).chain(malformed));
+        self.doubtful.extend(added.chain(delivery.removed.into_iter().chain(malformed).map(Arc::from)));
     }
 
     /// Starts a connection; returns as many versions as fit.
@@ -296,13 +295,13 @@ impl TypeState {
         let mut unconfirmed = BTreeSet::new();
         let doubtful = self.doubtful.iter().map(|name| (name, ""));
         let sure = self.known.iter().filter(|(name, _)| !self.doubtful.contains(*name));
-        for (name, version) in doubtful.chain(sure.map(|(name, version)| (name, version.as_str()))) {
+        for (name, version) in doubtful.chain(sure.map(|(name, version)| (name, &**version))) {
             // A map entry is two strings with a tag and at most four bytes of length each, and the same again around them.
             let bytes = name.len() + version.len() + 15;
             match left.checked_sub(bytes) {
                 Some(rest) => {
                     left = rest;
-                    versions.insert(name.clone(), version.to_owned());
+                    versions.insert(name.to_string(), version.to_owned());
                 }
                 None => drop(unconfirmed.insert(name.clone())),
             }
@@ -313,32 +312,35 @@ impl TypeState {
     }
 }
 
+fn names<'a>(added: &'a [RawResource], malformed: &'a [Rejection]) -> impl Iterator<Item = &'a str> {
+    added.iter().map(|resource| &*resource.name).chain(malformed.iter().map(|bad| bad.name.as_str()))
+}
+
 fn well_formed(type_url: &str, resources: Vec<Resource>) -> (Vec<RawResource>, Vec<Rejection>) {
     let mut names = BTreeSet::new();
     let mut malformed = Vec::new();
     let mut added = Vec::with_capacity(resources.len());
     for resource in resources {
+        let name = Arc::<str>::from(resource.name);
         let fault = match &resource.resource {
-            _ if resource.name.is_empty() => Some("has no name".to_owned()),
+            _ if name.is_empty() => Some("has no name".to_owned()),
             None => Some("has no body".to_owned()),
             Some(body) if body.type_url != type_url => Some(format!("is a {:?}", body.type_url)),
-            Some(_) if !names.insert(resource.name.clone()) => {
-                Some("occurs twice in one response".to_owned())
-            }
+            Some(_) if !names.insert(name.clone()) => Some("occurs twice in one response".to_owned()),
             Some(_) => None,
         };
         match (fault, resource.resource) {
             (None, Some(body)) => {
-                added.push(RawResource { name: resource.name, version: resource.version, body: body.value })
+                added.push(RawResource { name, version: resource.version, body: body.value })
             }
             (fault, _) => {
-                malformed.push(Rejection { name: resource.name, reason: fault.unwrap_or_default() })
+                malformed.push(Rejection { name: name.to_string(), reason: fault.unwrap_or_default() })
             }
         }
     }
     // Of a name that occurs twice neither is taken: which one is meant is anybody's guess.
-    let twice: BTreeSet<&String> = malformed.iter().map(|bad| &bad.name).collect();
-    added.retain(|resource| !twice.contains(&resource.name));
+    let twice: BTreeSet<&str> = malformed.iter().map(|bad| bad.name.as_str()).collect();
+    added.retain(|resource| !twice.contains(&*resource.name));
     (added, malformed)
 }
 

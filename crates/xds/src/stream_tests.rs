@@ -274,9 +274,9 @@ impl World {
         let mut rejected = Vec::new();
         for resource in &delivery.added {
             if resource.version.parse::<u8>().unwrap() > 6 {
-                rejected.push(Rejection { name: resource.name.clone(), reason: "too high".to_owned() });
+                rejected.push(Rejection { name: resource.name.to_string(), reason: "too high".to_owned() });
             } else {
-                stage.insert(resource.name.clone(), resource.version.clone());
+                stage.insert(resource.name.to_string(), resource.version.clone());
             }
         }
         for name in &delivery.removed {
@@ -327,7 +327,9 @@ impl World {
         // Of a name whose present version is refused, the client may have taken or dropped an older one in a delivery whose
         // answer was lost: then it is not known, but doubtful.
         let refused = |name: &str| published.get(name).is_some_and(|resource| *resource.version > *"6");
-        let mut known = self.client.known(type_url).unwrap().clone();
+        let known = self.client.known(type_url).unwrap();
+        let mut known: BTreeMap<_, _> =
+            known.map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
         let mut has = has.clone();
         known.retain(|name, _| !refused(name));
         has.retain(|name, _| !refused(name));

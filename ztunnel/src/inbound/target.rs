@@ -121,7 +121,12 @@ fn by_name(
 /// Whether the workload is a waypoint of the service.
 fn serves_for(snapshot: &Snapshot, workload: &Workload, service: &Service) -> bool {
     let weighted = service.weighted_waypoints.iter().map(|(gateway, _)| gateway);
-    service.waypoint.iter().chain(weighted).any(|gateway| stands_behind(snapshot, workload, gateway))
+    service
+        .waypoint
+        .as_deref()
+        .into_iter()
+        .chain(weighted)
+        .any(|gateway| stands_behind(snapshot, workload, gateway))
 }
 
 /// Whether the workload is what a gateway's address leads to.

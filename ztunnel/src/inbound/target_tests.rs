@@ -23,7 +23,7 @@ fn world() -> Arc<Snapshot> {
     };
     let bound_service = Service { waypoint: Some(by_name(WAYPOINT)), ..service(CART, &["198.18.128.9"]) };
     let canary = Service {
-        weighted_waypoints: vec![(by_name(WAYPOINT), 1), (by_name("shop/other.shop.svc.cluster.local"), 9)],
+        weighted_waypoints: vec![(*by_name(WAYPOINT), 1), (*by_name("shop/other.shop.svc.cluster.local"), 9)],
         ..service("shop/canary.shop.svc.cluster.local", &["198.18.128.11"])
     };
     let free = service("shop/free.shop.svc.cluster.local", &["198.18.128.12"]);

@@ -18,7 +18,7 @@ pub(super) fn refusal(
     destination: &Workload,
     identity: Option<&Identity>,
 ) -> Option<String> {
-    let waypoint = destination.waypoint.as_ref()?;
+    let waypoint = destination.waypoint.as_deref()?;
     let mut instances = 0_usize;
     for instance in instances_of(snapshot, waypoint, &destination.namespace) {
         // A waypoint is not bound to itself, or nothing could ever reach it.

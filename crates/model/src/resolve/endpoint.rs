@@ -101,7 +101,7 @@ impl Way {
         snapshot: &Snapshot,
     ) -> Self {
         if workload.network != facts.place.network {
-            let gateway = workload.network_gateway.as_ref();
+            let gateway = workload.network_gateway.as_deref();
             return match gateway.map(|gateway| locate(snapshot, facts, gateway)) {
                 None | Some(Destination::Unknown) => Self::NoGateway,
                 Some(_) if service.subject_alt_names.is_empty() => Self::Unspeakable,

@@ -68,10 +68,10 @@ pub fn explain(
     let address = NetworkAddress { network: facts.place.network.clone(), address };
     let (addressed, service, bound) = match snapshot.destination(&address, &facts.source.namespace) {
         Destination::Service(service) => {
-            (Addressed::Service(service.key.clone()), Some(service), service.waypoint.as_ref())
+            (Addressed::Service(service.key.clone()), Some(service), service.waypoint.as_deref())
         }
         Destination::Workload(workload) => {
-            (Addressed::Workload(workload.uid.clone()), None, workload.waypoint.as_ref())
+            (Addressed::Workload(workload.uid.clone()), None, workload.waypoint.as_deref())
         }
         Destination::Unknown => (Addressed::Unknown, None, None),
     };

@@ -49,7 +49,7 @@ impl<'a> Chooser<'a> {
     /// also where all weights are 0.
     pub(super) fn waypoint_of<'s>(&mut self, service: &'s Service) -> Option<&'s GatewayAddress> {
         if service.weighted_waypoints.is_empty() {
-            return service.waypoint.as_ref();
+            return service.waypoint.as_deref();
         }
         let total: u64 = service.weighted_waypoints.iter().map(|(_, weight)| u64::from(*weight)).sum();
         if total == 0 {

@@ -84,6 +84,15 @@ impl SnapshotWriter {
         &self.current
     }
 
+    /// Lets the names in a resource that is to be applied later be the ones that are kept already. What waits for the rest of
+    /// a large push then holds little that is thrown away when it is applied.
+    pub fn share(&mut self, resource: &mut AddressResource) {
+        match resource {
+            AddressResource::Workload(workload) => self.names.share_workload(workload),
+            AddressResource::Service(service) => self.names.share_key(&mut service.key),
+        }
+    }
+
     /// Applies one update whole, in O(log n) for each resource that differs.
     pub fn apply(&mut self, update: Update) -> Applied {
         let mut changed = Changed::default();

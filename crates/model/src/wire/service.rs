@@ -45,7 +45,7 @@ pub fn decode(message: proto::Service) -> Result<Service, ServiceError> {
         addresses: message.addresses.into_iter().map(prefix).collect::<Result<_, _>>()?,
         ports: message.ports.into_iter().map(port).collect::<Result<_, _>>()?,
         subject_alt_names: subject_alt_names.collect(),
-        waypoint: message.waypoint.map(|w| gateway("waypoint", w)).transpose()?,
+        waypoint: message.waypoint.map(|w| gateway("waypoint", w).map(Box::new)).transpose()?,
         weighted_waypoints: weighted_waypoints.collect::<Result<_, _>>()?,
         load_balancing: LoadBalancing {
             affinity: affinity(&message.extensions)?,
@@ -71,7 +71,7 @@ pub fn encode(service: &Service) -> proto::Service {
         addresses: service.addresses.iter().map(encode_prefix).collect(),
         ports: service.ports.iter().map(encode_port).collect(),
         subject_alt_names: service.subject_alt_names.iter().map(ToString::to_string).collect(),
-        waypoint: service.waypoint.as_ref().map(encode_gateway),
+        waypoint: service.waypoint.as_deref().map(encode_gateway),
         load_balancing: encode_load_balancing(&service.load_balancing),
         ip_families: match service.ip_families {
             IpFamilies::Automatic => proto::IpFamilies::Automatic,

@@ -68,8 +68,11 @@ pub fn decode(message: proto::Workload) -> Result<Workload, WorkloadError> {
         network: message.network.into(),
         tunnel_protocol: tunnel_protocol(message.tunnel_protocol)?,
         identity,
-        waypoint: message.waypoint.map(|w| gateway("waypoint", w)).transpose()?,
-        network_gateway: message.network_gateway.map(|g| gateway("network_gateway", g)).transpose()?,
+        waypoint: message.waypoint.map(|w| gateway("waypoint", w).map(Box::new)).transpose()?,
+        network_gateway: message
+            .network_gateway
+            .map(|g| gateway("network_gateway", g).map(Box::new))
+            .transpose()?,
         node: message.node.into(),
         canonical_name: message.canonical_name.into(),
         canonical_revision: message.canonical_revision.into(),
@@ -108,8 +111,8 @@ pub fn encode(workload: &Workload) -> proto::Workload {
         tunnel_protocol: encode_tunnel_protocol(workload.tunnel_protocol).into(),
         trust_domain: workload.identity.trust_domain().to_string(),
         service_account: workload.identity.service_account().to_string(),
-        waypoint: workload.waypoint.as_ref().map(encode_gateway),
-        network_gateway: workload.network_gateway.as_ref().map(encode_gateway),
+        waypoint: workload.waypoint.as_deref().map(encode_gateway),
+        network_gateway: workload.network_gateway.as_deref().map(encode_gateway),
         node: workload.node.to_string(),
         canonical_name: workload.canonical_name.to_string(),
         canonical_revision: workload.canonical_revision.to_string(),

@@ -25,7 +25,7 @@ fn waypoint_pod(number: u8, health: Health) -> Workload {
     serve(pod, WAYPOINT, &[(15008, 15008)])
 }
 
-fn bound_to(waypoint: Option<GatewayAddress>) -> Workload {
+fn bound_to(waypoint: Option<Box<GatewayAddress>>) -> Workload {
     Workload { waypoint, ..workload("shop", "cart", &["100.64.1.9"]) }
 }
 

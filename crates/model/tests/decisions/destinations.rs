@@ -70,7 +70,7 @@ impl Way {
     }
 }
 
-fn east() -> GatewayAddress {
+fn east() -> Box<GatewayAddress> {
     let mut gateway = by_address("192.0.2.10");
     if let GatewayDestination::Address(address) = &mut gateway.destination {
         address.network = "east".into();
@@ -78,7 +78,7 @@ fn east() -> GatewayAddress {
     gateway
 }
 
-fn any_waypoint() -> impl Strategy<Value = Option<GatewayAddress>> {
+fn any_waypoint() -> impl Strategy<Value = Option<Box<GatewayAddress>>> {
     prop_oneof![
         4 => Just(None),
         2 => Just(Some(by_name(WAYPOINT))),

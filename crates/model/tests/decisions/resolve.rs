@@ -290,7 +290,7 @@ fn z32_weighted_waypoints() {
     let second = "app/canary.app.svc.cluster.local";
     let bound = |a, b| Service {
         waypoint: Some(by_name(WAYPOINT)),
-        weighted_waypoints: vec![(by_name(WAYPOINT), a), (by_name(second), b)],
+        weighted_waypoints: vec![(*by_name(WAYPOINT), a), (*by_name(second), b)],
         ..web()
     };
     let world = |a, b| {

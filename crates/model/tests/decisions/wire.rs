@@ -64,7 +64,8 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         prop::sample::select(&[Health::Healthy, Health::Unhealthy][..]),
         prop::sample::select(&[N::Standard, N::HostNetwork][..]),
     );
-    let gateways = (prop::option::of(any_gateway()), prop::option::of(any_gateway()));
+    let boxed = || prop::option::of(any_gateway().prop_map(Box::new));
+    let gateways = (boxed(), boxed());
     let tunnel = prop::option::of((any::<bool>(), any::<u16>()))
         .prop_map(|t| t.map(|(proxy_protocol, port)| ApplicationTunnel { proxy_protocol, port }));
     let services = prop::collection::btree_map(any_key(), prop::collection::vec(any_port(), 0..3), 0..3);
@@ -142,9 +143,16 @@ fn any_service() -> impl Strategy<Value = Service> {
         prop::collection::vec((any_gateway(), any::<u32>()), 0..3),
     );
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (any_key(), lists, prop::option::of(any_gateway()), balancing, prop::sample::select(families), flags)
-        .prop_map(|(key, lists, waypoint, (mode, scopes, allow_unhealthy, affinity), ip_families, flags)| {
-            Service {
+    (
+        any_key(),
+        lists,
+        prop::option::of(any_gateway().prop_map(Box::new)),
+        balancing,
+        prop::sample::select(families),
+        flags,
+    )
+        .prop_map(
+            |(key, lists, waypoint, (mode, scopes, allow_unhealthy, affinity), ip_families, flags)| Service {
                 name: key.hostname.clone(),
                 key,
                 addresses: lists.0.into_iter().collect(),
@@ -162,8 +170,8 @@ fn any_service() -> impl Strategy<Value = Service> {
                 canonical: flags.0,
                 ingress_use_waypoint: flags.1,
                 namespace_only: flags.2,
-            }
-        })
+            },
+        )
 }
 
 proptest! {

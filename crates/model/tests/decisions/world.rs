@@ -86,13 +86,13 @@ pub fn address(text: &str) -> NetworkAddress {
 }
 
 /// A gateway by the name of its service, HBONE port 15008.
-pub fn by_name(name: &str) -> GatewayAddress {
-    GatewayAddress { destination: GatewayDestination::Hostname(key(name)), hbone_port: 15008 }
+pub fn by_name(name: &str) -> Box<GatewayAddress> {
+    Box::new(GatewayAddress { destination: GatewayDestination::Hostname(key(name)), hbone_port: 15008 })
 }
 
 /// A gateway by address, HBONE port 15008.
-pub fn by_address(text: &str) -> GatewayAddress {
-    GatewayAddress { destination: GatewayDestination::Address(address(text)), hbone_port: 15008 }
+pub fn by_address(text: &str) -> Box<GatewayAddress> {
+    Box::new(GatewayAddress { destination: GatewayDestination::Address(address(text)), hbone_port: 15008 })
 }
 
 pub fn policy_key(name: &str) -> PolicyKey {

@@ -262,10 +262,12 @@ impl Program {
         for resource in &delivery.added {
             let body = String::from_utf8(resource.body.to_vec()).unwrap();
             if body.starts_with("bad") {
-                rejected
-                    .push(Rejection { name: resource.name.clone(), reason: "does not decode".to_owned() });
+                rejected.push(Rejection {
+                    name: resource.name.to_string(),
+                    reason: "does not decode".to_owned(),
+                });
             } else {
-                stage.insert(resource.name.clone(), body);
+                stage.insert(resource.name.to_string(), body);
             }
         }
         for name in &delivery.removed {
