@@ -92,8 +92,9 @@ fn computed() -> Duration {
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// Loads in less than 5 s, at most 1,300 bytes a workload (a proxy holds 2 KB, what the protocol needs included), and one more update takes no time to speak of, even with every earlier
-/// snapshot still held. The time is of the optimised-for-nothing build that tests are.
+/// Loads in less than 5 s, at most 1,300 bytes a workload (a proxy may hold 2 KB, what the protocol and the allocator need
+/// included), and one more update takes no time to speak of, even with every earlier snapshot still held. The time is of
+/// the optimised-for-nothing build that tests are.
 #[test]
 fn a_large_mesh() {
     let mut writer = SnapshotWriter::new();
