@@ -42,10 +42,10 @@ pub fn hurry_thread() -> std::io::Result<()> {
 }
 
 /// Lets the calling thread give way to the others of its process where processors are busy: for work in large pieces that
-/// traffic must not wait for. It still gets a third of what each of them gets, so it never starves.
+/// traffic must not wait for. It still gets a ninth of what each of them gets, so it never starves.
 ///
 /// # Errors
 /// The system refuses, which it has no reason to: everyone may give way.
 pub fn defer_thread() -> std::io::Result<()> {
-    sys::set_thread_nice(5)
+    sys::set_thread_nice(10)
 }
