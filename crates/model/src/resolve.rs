@@ -175,7 +175,7 @@ impl NeedsDns {
     }
 }
 
-/// Decides where a connection goes. `observed` and `random` are those of [`pick`](crate::balance::pick).
+/// Decides where a connection goes. `observed` and `random` are those of [`pick`].
 ///
 /// # Errors
 /// [`Refusal`]: what was addressed is known and cannot be reached as it has to be. It is never passed through instead.
