@@ -1,7 +1,7 @@
 //! Whether anything was left behind.
 
 use crate::Soaked;
-use crate::measure::{Sample, pids};
+use crate::measure::{SPARE_THREADS, Sample, pids};
 
 /// What counts as flat: the first third of a run is warm-up, and the highest of the last third is at most so much above the highest
 /// of the one between. Highest against highest: what is held rises and falls with the connections that are open, by a tenth.
@@ -35,7 +35,7 @@ pub fn judge(soaked: &Soaked, flat: &Flat) -> Vec<String> {
         if now.descriptors > then.descriptors {
             problems.push(format!("{name}: {} descriptors, then {}", then.descriptors, now.descriptors));
         }
-        if now.threads > then.threads {
+        if now.threads > then.threads + SPARE_THREADS {
             problems.push(format!("{name}: {} threads, then {}", then.threads, now.threads));
         }
     }
