@@ -90,8 +90,8 @@ impl Sample {
     }
 }
 
-/// Waits until nothing goes on any more: no socket half closed and, if there is a `before`, no program with more descriptors or
-/// threads than then. What is there when patience ends is the answer as well: the verdict names what is too much.
+/// Waits until nothing goes on any more: no socket half closed and, if there is a `before`, no program with more descriptors
+/// than then, or more threads but for [`SPARE_THREADS`]. What is there when patience ends is the answer as well: the verdict names what is too much.
 pub fn quiet(world: &World, before: Option<&Sample>) -> Result<Sample> {
     let mut last = sample(world, Duration::ZERO)?;
     let settled = wait_for("quiet", QUIET, || {
