@@ -5,14 +5,18 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-BIN := $(TARGET)/release
+# The programs are built for a named target, so that they can be linked statically while build scripts and macros are not: the
+# same file runs here and alone in an image.
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BIN := $(TARGET)/$(HOST)/release
+STATIC := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
 PROGRAMS := culvert-cli culvert-ztunnel culvert-controller culvert-bench
 DENY_VERSION := 0.20.2
 MUTANTS_VERSION := 27.1.0
 
 # Network namespaces need root; cargo itself does not.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
+AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
 # `ambient` needs a program that is not ours: see interop.
@@ -24,8 +28,8 @@ E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-build: setup-build ## Build the programs, optimised, into target/release
-	cargo build --release --locked $(addprefix -p ,$(PROGRAMS))
+build: setup-build ## Build the programs, optimised and static, into target/HOST/release
+	$(STATIC) cargo build --release --target $(HOST) --locked $(addprefix -p ,$(PROGRAMS))
 
 demo: setup-run build ## Run a mesh of network namespaces on this machine and check what it promises
 	$(ROOT) $(BIN)/culvert demo

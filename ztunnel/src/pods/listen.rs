@@ -15,8 +15,11 @@ use crate::observe::limits::Limit;
 /// The one connection that is reset before each pause tells its client; the rest waits, 1024 at most for each listener.
 const PAUSE: Bounds = Bounds::doubling(Duration::from_millis(10), Duration::from_millis(500));
 
-/// Accepts until the drain starts, then closes the listener at once (Z08): another proxy's listener on the same port
-/// takes what comes next.
+/// At the end of a listener: what waits in a full queue, twice, so that a flood cannot hold the drain up.
+const LAST: usize = 2048;
+
+/// Accepts until the drain starts, then takes what waits and closes the listener at once (Z08): another proxy's listener on
+/// the same port takes what comes next, and what was not accepted yet (see `migrate_when_closed`).
 pub async fn accept(
     listener: TcpListener,
     drain: DrainWatcher,
@@ -34,7 +37,7 @@ pub async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = acceptor.accept() => accepted,
-            _ = drain.started() => return,
+            _ = drain.started() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -54,6 +57,13 @@ pub async fn accept(
                 }
             }
             // The connection was gone before it was accepted: the next one is another's.
+            Err(_) => {}
+        }
+    }
+    for _ in 0..LAST {
+        match acceptor.try_accept() {
+            Ok((stream, peer)) => serve(stream, peer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock || exhausted(&error) => return,
             Err(_) => {}
         }
     }

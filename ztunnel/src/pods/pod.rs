@@ -14,6 +14,7 @@ use culvert_model::workload::Workload;
 use culvert_net::netns::NetNs;
 use culvert_net::socket::{
     DialOptions, ListenOptions, Reserve, arm_reset, bind_udp, canonical, listen_tcp, listen_tcp_any,
+    migrate_when_closed,
 };
 use culvert_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use culvert_runtime::readiness::Readiness;
@@ -310,6 +311,10 @@ impl Sockets {
     /// On the pod's own addresses, dual stack where the pod has IPv6 (Z116), shared with a proxy that is being replaced
     /// (Z10).
     fn open(config: &ProxyConfig, inbound: bool) -> io::Result<Self> {
+        // The agent sets it too, and may where this process may not.
+        if let Err(error) = migrate_when_closed() {
+            tracing::debug!(%error, "what waits at a closing listener is not handed to the next");
+        }
         let options = ListenOptions {
             mark: Some(PROXY_MARK),
             reuse_port: true,

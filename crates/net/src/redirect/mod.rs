@@ -206,6 +206,8 @@ pub fn install(ns: &NetNs, config: &RedirectConfig) -> Result<(), RedirectError>
     if exclusions > MAX_EXCLUSIONS {
         return Err(RedirectError::TooManyExclusions(exclusions));
     }
+    // Best effort: without it a proxy that is replaced resets what had connected and was not accepted yet.
+    let _ = ns.run(crate::socket::migrate_when_closed);
     let (mut routing, families) = routing(ns, config)?;
     for family in families {
         routing

@@ -45,8 +45,13 @@ impl Acceptor {
         }
     }
 
-    /// A connection that waits already, if there is one.
-    pub(super) fn try_accept(&self) -> io::Result<TcpStream> {
-        self.listener.get_ref().accept().map(|(socket, _)| socket.into())
+    /// A connection that waits already, as from [`accept`](Self::accept).
+    ///
+    /// # Errors
+    /// `WouldBlock` where none waits; else as [`accept`](Self::accept).
+    pub fn try_accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (socket, peer) = self.listener.get_ref().accept()?;
+        let peer = peer.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+        Ok((socket.into(), super::canonical(peer)))
     }
 }

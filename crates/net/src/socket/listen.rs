@@ -9,6 +9,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Keepalive, set_mark, set_transparent, tune_accepted};
 
+/// What [`migrate_when_closed`] sets.
+const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
 /// How to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenOptions {
@@ -96,6 +99,16 @@ pub fn bind_udp(addr: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     }
     socket.bind(&addr.into())?;
     Ok(socket.into())
+}
+
+/// Lets connections that wait at a listener, or have not finished their handshake, go on to another listener of its
+/// [`reuse_port`](ListenOptions::reuse_port) group when it closes; the kernel resets them otherwise (Z10). A setting of the
+/// calling thread's network namespace, since Linux 5.14.
+///
+/// # Errors
+/// The setting cannot be written: an older kernel, or `/proc/sys` is read-only.
+pub fn migrate_when_closed() -> io::Result<()> {
+    std::fs::write(MIGRATE, "1")
 }
 
 /// The kernel has no IPv6 at all, or it is disabled in this namespace.

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use accept::Acceptor;
 pub use dial::{DialError, DialOptions, connect, socket_for};
 pub use info::{TcpInfo, TcpState, tcp_info};
-pub use listen::{ListenOptions, bind_udp, listen_tcp, listen_tcp_any};
+pub use listen::{ListenOptions, bind_udp, listen_tcp, listen_tcp_any, migrate_when_closed};
 pub use original::original_destination;
 pub use reserve::{Reserve, exhausted};
 pub use tunnel::tune_tunnel;

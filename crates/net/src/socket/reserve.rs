@@ -31,7 +31,7 @@ impl Reserve {
             return false;
         }
         let refused = match acceptor.try_accept() {
-            Ok(stream) => {
+            Ok((stream, _)) => {
                 let _ = arm_reset(&stream);
                 true
             }
