@@ -12,6 +12,7 @@ mod scale;
 mod server;
 mod world;
 
+use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,8 +96,10 @@ fn main() -> ExitCode {
         Cli::Run(args) => run::run(&args),
         Cli::Scale(args) => scale::run(&args),
         Cli::ScaleControl(args) => block_on(1, scale::control::run(&args)),
-        Cli::Probe { target, seconds } => block_on(1, probe::probe(target, Duration::from_secs(seconds))),
-        Cli::Serve { listen } => block_on(2, server::serve(listen)),
+        Cli::Probe { target, seconds } => {
+            promptly().and_then(|()| block_on(1, probe::probe(target, Duration::from_secs(seconds))))
+        }
+        Cli::Serve { listen } => promptly().and_then(|()| block_on(2, server::serve(listen))),
         Cli::Fairness(args) => fairness::run(&args),
         Cli::Client { measure, target, connections, seconds, rate } => {
             let load = client::Load { connections, length: Duration::from_secs(seconds), rate };
@@ -110,6 +113,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What measures must not wait for its turn on a busy machine, or it measures its own waiting. Threads inherit it.
+fn promptly() -> anyhow::Result<()> {
+    culvert_net::prompt_thread().context("scheduling")
 }
 
 fn block_on(threads: usize, task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -44,6 +44,14 @@ pub fn run(mut config: ProxyConfig, filter: FilterHandle) -> anyhow::Result<()> 
     config.validate()?;
     let descriptors = culvert_net::socket::raise_nofile_limit().context("raising the limit of open files")?;
     let workers = Workers::start(config.worker_count()?, "worker").context("starting worker threads")?;
+    for worker in workers.iter() {
+        // The workers outlive it, so nobody waits for it.
+        drop(worker.spawn(async {
+            if let Err(error) = culvert_net::prompt_thread() {
+                tracing::debug!(%error, "traffic waits for its turn as everything else does");
+            }
+        }));
+    }
     // Control plane, agent and admin live on this thread, away from the traffic (Z03).
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(
         config,

@@ -41,6 +41,16 @@ pub fn hurry_thread() -> std::io::Result<()> {
     sys::set_thread_nice(-19)
 }
 
+/// Lets the calling thread run as soon as there is something for it to do, in short pieces: for one that carries traffic, and
+/// waits most of the time. It gets no more of a processor than before. The kernel's default piece is about 3 ms, and who wakes
+/// waits for the end of another's; with a shorter piece it does not (Linux 6.12, without effect before).
+///
+/// # Errors
+/// The system refuses: a seccomp profile, or a real-time policy set from outside.
+pub fn prompt_thread() -> std::io::Result<()> {
+    sys::set_thread_slice(100_000)
+}
+
 /// Lets the calling thread give way to the others of its process where processors are busy: for work in large pieces that
 /// traffic must not wait for. It still gets a ninth of what each of them gets, so it never starves.
 ///
