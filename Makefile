@@ -70,8 +70,11 @@ demo-check: setup-run build ## The demo as one more check: every line must hold,
 
 # The files of the tunnel that decide; what they decide with is culvert-model.
 DECIDES := agent/exclusions agent/plan control dns/answer dns/lookup dns/names inbound/authorize inbound/rejudge inbound/target \
-	outbound/connect outbound/lookup outbound/resolve outbound/retry
+	outbound/connect outbound/endpoints outbound/handover outbound/lookup outbound/resolve outbound/retry
 
+# Quicker: no debug information to link, and a failing case is not made smaller, since only that it fails counts.
+mutants: export CARGO_PROFILE_DEV_DEBUG = 0
+mutants: export PROPTEST_MAX_SHRINK_ITERS = 0
 mutants: setup-test setup-mutants ## Change each line that decides; some test has to notice (hours on two cores)
 	@mkdir -p $(TARGET)/mutants
 	cargo mutants -p culvert-model --minimum-test-timeout 60 -o $(TARGET)/mutants/model $(MUTANTS) -- --lib --test decisions

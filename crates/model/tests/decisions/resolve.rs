@@ -4,7 +4,7 @@ use culvert_model::balance::{Place, Unobserved};
 use culvert_model::identity::Identity;
 use culvert_model::outcome::Reason;
 use culvert_model::resolve::{
-    InnerRoute, OutboundFacts, Refusal, Resolved, TunnelKind, TunnelRoute, resolve,
+    InnerRoute, NeedsDns, OutboundFacts, Refusal, Resolved, TunnelKind, TunnelRoute, resolve,
 };
 use culvert_model::service::{IpFamilies, LoadBalancingMode, Service};
 use culvert_model::snapshot::Snapshot;
@@ -487,4 +487,44 @@ proptest! {
             Ok(other) => prop_assert!(false, "{other:?}"),
         }
     }
+}
+
+/// Z45, Z34: what may be tried again elsewhere is what was chosen among several, named by the port that was connected to; the
+/// workload is known of every way but the one that passes through.
+#[test]
+fn what_was_chosen() {
+    let world = || World::new().service(web()).workload(pod("w", &["100.64.2.1"]));
+    let chosen = |way: &Resolved| way.chosen().map(|(workload, port)| (workload.name.to_string(), port));
+    let known = |way: &Resolved| way.workload().map(|workload| workload.name.to_string());
+    let w = || String::from("w");
+
+    let balanced = tunnel(go(world(), "10.96.0.1:80"));
+    let asked_for = go(world(), "100.64.2.1:8080").unwrap();
+    let waypoint = |kind| Resolved::Tunnel(TunnelRoute { kind, service: None, ..balanced.clone() });
+    let inner = InnerRoute { authority: "web:80".to_owned(), expected: balanced.expected.clone() };
+    let needed = |service| {
+        let workload = balanced.workload.clone();
+        Resolved::NeedsDns(NeedsDns { hostname: Str::from("db.example.com"), port: 5432, workload, service })
+    };
+    let plain = |service| {
+        let (destination, workload) = (balanced.target, balanced.workload.clone());
+        Resolved::Plain { destination, workload, service }
+    };
+    let service = balanced.service.clone();
+    for (way, expected) in [
+        (Resolved::Tunnel(balanced.clone()), Some((w(), 8080))),
+        (asked_for, None),
+        (waypoint(TunnelKind::ServiceWaypoint), Some((w(), 15008))),
+        (waypoint(TunnelKind::WorkloadWaypoint), Some((w(), 15008))),
+        (waypoint(TunnelKind::Gateway(inner)), Some((w(), 15008))),
+        (needed(service.clone()), Some((w(), 5432))),
+        (needed(None), None),
+        (plain(service), Some((w(), 8080))),
+        (plain(None), None),
+    ] {
+        assert_eq!(chosen(&way), expected, "{way:?}");
+        assert_eq!(known(&way), Some(w()), "{way:?}");
+    }
+    let passed = go(world(), "192.0.2.1:443").unwrap();
+    assert_eq!((chosen(&passed), known(&passed)), (None, None));
 }
