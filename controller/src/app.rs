@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
 
-use crate::args::Args;
+use crate::args::{Args, SourceKind};
 use crate::auth::NodeTokens;
 use crate::ca::{self, Authority, CaConfig, CaMetrics, Serving};
 use crate::index::{Index, Snapshot};
@@ -30,14 +30,19 @@ use crate::metrics::ControllerMetrics;
 use crate::serve::authenticate::Tokens;
 use crate::serve::identities::Running;
 use crate::serve::{admin, listener};
+use crate::sources::Source;
 use crate::sources::directory::Directory;
-use crate::sources::watch::{Dirty, Watch};
+use crate::sources::kubernetes::Kubernetes;
+use crate::sources::watch::Watch;
 
 /// A client that is gone without a word is noticed after both.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections have to end by themselves: clients come back to the next controller, so there is no need to wait.
 const STOP: Duration = Duration::from_secs(1);
+
+/// How often it is said what is waited for.
+const SAY: Duration = Duration::from_secs(10);
 
 /// A running controller.
 pub struct App {
@@ -51,11 +56,9 @@ pub struct App {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
-/// What turns changes on disk into snapshots.
+/// What turns changes of the source into snapshots.
 struct Writer {
-    directory: Directory,
-    watch: Watch,
-    tokens: NodeTokens,
+    source: Source,
     index: Index,
     published: watch::Sender<Arc<Snapshot>>,
     sets: watch::Sender<Arc<ResourceSet>>,
@@ -76,18 +79,17 @@ impl App {
         let readiness = Readiness::new();
         let starting = readiness.register("listening");
 
-        let tokens = NodeTokens::load(&args.node_tokens).context("node tokens")?;
-        let authority = Authority::open(&args.ca_dir, Arc::new(SystemClock))?;
+        let tokens = NodeTokens::load(needed(args.node_tokens.as_deref(), "--node-tokens")?);
+        let tokens = tokens.context("node tokens")?;
+        let authority = Authority::open(needed(args.ca_dir.as_deref(), "--ca-dir")?, Arc::new(SystemClock))?;
         if let Some(path) = &args.root_cert_out {
             write_atomically(path, authority.root_pem())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         let authority = Arc::new(authority);
-        // Watched first, read then: what changes in between is read twice, not missed.
-        let watch = Watch::new(&args.paths(), Some(tokens.path()));
-        let directory = Directory::open(args.paths()).context("manifests")?;
-        let mut writer = Writer::new(args, directory, watch, tokens.clone(), &metrics);
-        writer.publish();
+        let source = source(args, &tokens, &tasks).await?;
+        let mut writer = Writer::new(args, source, &metrics);
+        writer.first().await?;
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
 
         let serving =
@@ -142,15 +144,13 @@ impl App {
 }
 
 impl Writer {
-    fn new(args: &Args, directory: Directory, watch: Watch, tokens: NodeTokens, metrics: &Metrics) -> Self {
+    fn new(args: &Args, source: Source, metrics: &Metrics) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let first = u64::try_from(since.as_millis()).unwrap_or_default();
         let index = Index::new(args.mesh(), first);
         let current = index.current();
         Self {
-            directory,
-            watch,
-            tokens,
+            source,
             published: watch::Sender::new(current.clone()),
             sets: watch::Sender::new(current.set.clone()),
             index,
@@ -159,35 +159,39 @@ impl Writer {
         }
     }
 
-    async fn run(mut self, drain: DrainWatcher) {
-        loop {
-            let dirty = tokio::select! {
-                _ = drain.started() => return,
-                dirty = self.watch.changed() => dirty,
-            };
-            self.take_in(dirty);
-        }
-    }
-
-    fn take_in(&mut self, dirty: Dirty) {
-        if dirty.tokens {
-            match self.tokens.reload() {
-                Ok(true) => tracing::info!("node tokens changed"),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "node tokens stay as they were"),
+    /// Waits until the source knows all that is, and publishes that: what is served before would take everything back.
+    async fn first(&mut self) -> anyhow::Result<()> {
+        while !self.publish() {
+            match tokio::time::timeout(SAY, self.source.changed()).await {
+                Ok(true) => {}
+                Ok(false) => anyhow::bail!("the source ended"),
+                Err(_) => tracing::info!(missing = ?self.source.missing(), "waiting for the first list"),
             }
         }
-        self.directory.refresh(dirty);
-        self.publish();
+        Ok(())
     }
 
-    /// Makes the next snapshot of what was read, and shows it.
-    fn publish(&mut self) {
+    async fn run(mut self, drain: DrainWatcher) {
+        loop {
+            let more = tokio::select! {
+                _ = drain.started() => return,
+                more = self.source.changed() => more,
+            };
+            self.publish();
+            if !more {
+                tracing::error!("nothing tells what changes any more");
+                return;
+            }
+        }
+    }
+
+    /// Makes the next snapshot of what was read, and shows it; false if that is not whole yet.
+    fn publish(&mut self) -> bool {
         let started = Instant::now();
-        let world = self.directory.world();
+        let Some(world) = self.source.world() else { return false };
         let served = !self.index.current().set.types.is_empty();
         if served && world == *self.index.current().world {
-            return;
+            return true;
         }
         let before = self.index.current().generation;
         let snapshot = self.index.apply(world);
@@ -203,6 +207,7 @@ impl Writer {
             self.sets.send_replace(snapshot.set.clone());
         }
         self.published.send_replace(snapshot);
+        true
     }
 
     /// Each error once, when it comes and when it is gone.
@@ -216,6 +221,24 @@ impl Writer {
         }
         self.reported = now;
     }
+}
+
+/// Opens what the world is read from.
+async fn source(args: &Args, tokens: &NodeTokens, tasks: &Tasks) -> anyhow::Result<Source> {
+    if args.source == SourceKind::Kubernetes {
+        let client = kube::Client::try_default().await.context("the Kubernetes API server")?;
+        return Ok(Source::Kubernetes(Box::new(Kubernetes::start(client, tasks))));
+    }
+    let paths = args.paths();
+    let paths = paths.context("--manifests is needed without --source kubernetes")?;
+    // Watched first, read then: what changes in between is read twice, not missed.
+    let watch = Box::new(Watch::new(&paths, Some(tokens.path())));
+    let directory = Box::new(Directory::open(paths).context("manifests")?);
+    Ok(Source::Directory { directory, watch, tokens: tokens.clone() })
+}
+
+fn needed<'a>(path: Option<&'a Path>, flag: &str) -> anyhow::Result<&'a Path> {
+    path.with_context(|| format!("{flag} is needed"))
 }
 
 fn ca_service(

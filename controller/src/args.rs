@@ -15,9 +15,13 @@ use crate::translate::MeshSettings;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "controller", version)]
 pub struct Args {
+    /// Where the world is read: a directory of manifests, or the Kubernetes API server (that of the pod this runs in, or of
+    /// KUBECONFIG).
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = SourceKind::Directory)]
+    pub source: SourceKind,
     /// Directory of manifests (*.yaml, *.yml, *.json), with those below it.
     #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
     /// Directory with pods/ and services/, the status that whoever runs the pods writes.
     #[arg(long, value_name = "DIR")]
     pub status: Option<PathBuf>,
@@ -26,10 +30,10 @@ pub struct Args {
     pub redirection: Option<PathBuf>,
     /// JSON object: node to the hex SHA-256 of its token.
     #[arg(long, value_name = "FILE")]
-    pub node_tokens: PathBuf,
+    pub node_tokens: Option<PathBuf>,
     /// Where the root key and certificate are kept; made if they are not there.
     #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    pub ca_dir: Option<PathBuf>,
     /// Where the last good content of each manifest is kept, so that a restart does not forget it. [default: last-good in
     /// the CA directory]
     #[arg(long, value_name = "DIR")]
@@ -76,6 +80,15 @@ pub struct Args {
     pub print_config: bool,
 }
 
+/// Where the world is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceKind {
+    /// Directories of manifests and statuses.
+    Directory,
+    /// The Kubernetes API server.
+    Kubernetes,
+}
+
 /// What the network enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetworkPolicies {
@@ -86,14 +99,15 @@ pub enum NetworkPolicies {
 }
 
 impl Args {
-    /// Where to read.
-    pub fn paths(&self) -> Paths {
-        Paths {
-            manifests: self.manifests.clone(),
+    /// Where to read; `None` without a directory of manifests.
+    pub fn paths(&self) -> Option<Paths> {
+        let beside = || Some(self.ca_dir.as_ref()?.join("last-good"));
+        Some(Paths {
+            manifests: self.manifests.clone()?,
             status: self.status.clone(),
             redirection: self.redirection.clone(),
-            last_good: Some(self.last_good.clone().unwrap_or_else(|| self.ca_dir.join("last-good"))),
-        }
+            last_good: self.last_good.clone().or_else(beside),
+        })
     }
 
     /// What translation depends on.

@@ -1,4 +1,4 @@
-//! The controller: what exists goes in (from a directory now, from Kubernetes later), what each proxy needs comes out.
+//! The controller: what exists goes in (from a directory or from Kubernetes), what each proxy needs comes out.
 //!
 //! ```text
 //! sources/  ->  index/  ->  translate/  ->  serve/

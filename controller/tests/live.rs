@@ -316,10 +316,10 @@ async fn what_it_starts_with_and_what_not() {
     app.stop().await;
 
     let mut args = world.args();
-    args.manifests = world.at("nothing");
+    args.manifests = Some(world.at("nothing"));
     let error = App::start(&args, None).await.err().expect("no directory, no start");
     assert!(format!("{error:#}").contains("cannot read directory"), "{error:#}");
     let mut args = world.args();
-    args.node_tokens = world.at("nothing");
+    args.node_tokens = Some(world.at("nothing"));
     assert!(App::start(&args, None).await.is_err());
 }

@@ -86,7 +86,7 @@ impl Requirement {
 }
 
 /// Whether a kind that is none of ours restricts what pods may send to each other. By name, since no list of them is ever whole.
-pub(crate) fn restricts(kind: &str) -> bool {
+pub fn restricts(kind: &str) -> bool {
     kind.ends_with("NetworkPolicy") || kind == "EgressFirewall"
 }
 

@@ -20,7 +20,7 @@ pub(crate) mod tree;
 
 pub use last_good::{FileState, LastGood};
 pub use mirror::Mirror;
-pub use parse::{ParsedFile, parse_file};
+pub use parse::{ParsedFile, parse_file, parse_value};
 pub use scan::{DirError, Scan, ScannedFile, scan};
 
 use crate::core::{Namespace, Node, Pod, Service, ServiceAccount};

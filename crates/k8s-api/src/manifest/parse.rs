@@ -36,6 +36,15 @@ pub fn parse_file(file: &str, text: &str) -> ParsedFile {
     reader.out
 }
 
+/// Reads one object as the API server gives it, by the rules of [`parse_file`]; `name` stands for the file in errors. There are
+/// no lines: all are 0.
+pub fn parse_value(name: &str, value: &serde_json::Value) -> ParsedFile {
+    let mut reader = Reader { file: Arc::from(name), out: ParsedFile::default(), seen: HashSet::new() };
+    reader.document(&Node::from_json(value));
+    reader.out.errors.truncate(MAX_ERRORS);
+    reader.out
+}
+
 struct Reader {
     file: Arc<str>,
     out: ParsedFile,

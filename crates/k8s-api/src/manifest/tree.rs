@@ -88,6 +88,26 @@ impl Node {
         }
     }
 
+    /// A tree without lines. As deep as the JSON, which its reader bounds (at 128).
+    pub fn from_json(value: &serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(it) => Value::Bool(*it),
+            Json::Number(it) => match (it.as_u64(), it.as_i64()) {
+                (Some(it), _) => Value::Unsigned(it),
+                (None, Some(it)) => Value::Signed(it),
+                (None, None) => Value::Float(it.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(it) => Value::Str(it.clone()),
+            Json::Array(items) => Value::Seq(items.iter().map(Self::from_json).collect()),
+            Json::Object(entries) => {
+                Value::Map(entries.iter().map(|(key, it)| (key.clone(), Self::from_json(it))).collect())
+            }
+        };
+        Self { line: 0, value }
+    }
+
     /// Text at a key, if it is text.
     pub fn text(&self, key: &str) -> Option<&str> {
         match &self.get(key)?.value {

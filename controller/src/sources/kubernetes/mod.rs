@@ -1,0 +1,176 @@
+//! The world from the Kubernetes API server: a watcher for each kind, all of them into one store.
+//!
+//! Each watcher lists in pages, then watches with bookmarks; when its place in the history is gone (410) it lists again, and
+//! that list replaces what was known of the kind at once, so that nothing is missing for a moment. A connection that breaks is
+//! taken up where it was. While the API server is away everything stays as it was.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use culvert_runtime::tasks::{Task, Tasks};
+use kube::Client;
+use kube::api::{Api, DynamicObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt;
+
+pub mod convert;
+pub mod kinds;
+pub mod store;
+#[cfg(test)]
+mod tests;
+
+use convert::{convert, key_of};
+use kinds::Watched;
+use store::{Said, Store};
+
+use crate::index::World;
+
+/// Nothing new for this long: the burst is over.
+pub const QUIET: Duration = Duration::from_millis(10);
+/// Taken in after this long even if more comes.
+pub const LONGEST: Duration = Duration::from_millis(100);
+/// How often it is looked whether kinds were defined or removed.
+const DISCOVER: Duration = Duration::from_secs(15);
+/// Messages between watchers and store: at about 2 KB each, 2 MB. A watcher waits while it is full.
+const MESSAGES: usize = 1_024;
+/// Objects in a page of a list: with 10 KB of JSON each, 2 MB for each kind.
+const PAGE: u32 = 200;
+
+type Message = (Watched, Said);
+
+/// The source.
+#[derive(Debug)]
+pub struct Kubernetes {
+    store: Store,
+    messages: mpsc::Receiver<Message>,
+}
+
+impl Kubernetes {
+    /// Starts to watch. The tasks end with `tasks`.
+    pub fn start(client: Client, tasks: &Tasks) -> Self {
+        let (sender, messages) = mpsc::channel(MESSAGES);
+        let spawn = tasks.clone();
+        tasks.spawn("kubernetes", discover(client, spawn, sender));
+        Self::of(messages)
+    }
+
+    fn of(messages: mpsc::Receiver<Message>) -> Self {
+        Self { store: Store::default(), messages }
+    }
+
+    /// Waits until something may have changed and the burst is over; false if nothing will any more. Cancel safe: what was
+    /// taken in is in the next [`Kubernetes::world`].
+    pub async fn changed(&mut self) -> bool {
+        let mut changed = false;
+        let mut latest = None;
+        loop {
+            let message = match latest {
+                None => self.messages.recv().await,
+                Some(latest) => {
+                    match timeout_at((Instant::now() + QUIET).min(latest), self.messages.recv()).await {
+                        Ok(message) => message,
+                        Err(_) => return true,
+                    }
+                }
+            };
+            let Some((kind, said)) = message else { return changed };
+            changed |= self.store.apply(&kind, said);
+            if changed && latest.is_none() {
+                latest = Some(Instant::now() + LONGEST);
+            }
+            if latest.is_some_and(|latest| Instant::now() >= latest) {
+                return true;
+            }
+        }
+    }
+
+    /// What is; `None` before every kind was listed once.
+    pub fn world(&mut self) -> Option<World> {
+        self.store.world()
+    }
+
+    /// The kinds that were not listed yet.
+    pub fn missing(&self) -> Vec<String> {
+        self.store.missing().map(|kind| kind.plural.clone()).collect()
+    }
+}
+
+/// Starts and ends the watchers of what is defined.
+async fn discover(client: Client, tasks: Tasks, sender: mpsc::Sender<Message>) {
+    let mut running: BTreeMap<Watched, Task> = BTreeMap::new();
+    let mut first = true;
+    loop {
+        match kinds::defined(&client).await {
+            Ok(defined) => {
+                let now: Vec<Watched> = kinds::builtin().into_iter().chain(defined).collect();
+                let gone: Vec<Watched> = running.keys().filter(|it| !now.contains(it)).cloned().collect();
+                for kind in gone {
+                    if let Some(task) = running.remove(&kind) {
+                        task.abort();
+                    }
+                    tracing::info!(kind = kind.plural, "not defined any more");
+                    if sender.send((kind, Said::Gone)).await.is_err() {
+                        return;
+                    }
+                }
+                let new: Vec<Watched> = now.into_iter().filter(|it| !running.contains_key(it)).collect();
+                // All are told of before any is watched: otherwise the first to be listed would seem to be all.
+                for kind in &new {
+                    if sender.send((kind.clone(), Said::Begun)).await.is_err() {
+                        return;
+                    }
+                }
+                for kind in new {
+                    let watch = watch(client.clone(), kind.clone(), sender.clone());
+                    running.insert(kind, tasks.spawn("watch", watch));
+                }
+                first = false;
+            }
+            Err(error) => tracing::warn!(%error, "cannot ask the API server what is defined"),
+        }
+        tokio::time::sleep(if first { Duration::from_secs(1) } else { DISCOVER }).await;
+    }
+}
+
+async fn watch(client: Client, kind: Watched, sender: mpsc::Sender<Message>) {
+    let api: Api<DynamicObject> = Api::all_with(client, &kind.resource());
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        let said = match event {
+            Ok(event) => said(&kind, event),
+            Err(error) => {
+                tracing::warn!(kind = kind.plural, %error, "watching is interrupted; what is known stays");
+                if kind.optional && denied(&error) { Said::Denied } else { continue }
+            }
+        };
+        if sender.send((kind.clone(), said)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn said(kind: &Watched, event: Event<DynamicObject>) -> Said {
+    match event {
+        Event::Init => Said::Init,
+        Event::InitDone => Said::Done,
+        Event::InitApply(object) => {
+            Said::Listed(key_of(kind, &object.metadata), Box::new(convert(kind, object)))
+        }
+        Event::Apply(object) => {
+            Said::Applied(key_of(kind, &object.metadata), Box::new(convert(kind, object)))
+        }
+        Event::Delete(object) => Said::Deleted(key_of(kind, &object.metadata)),
+    }
+}
+
+fn denied(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 403,
+        _ => false,
+    }
+}

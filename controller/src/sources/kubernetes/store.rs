@@ -1,0 +1,196 @@
+//! What the watchers say, taken into one world. Pure: messages in, world out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use culvert_k8s_api::manifest::{FileError, Manifest};
+use culvert_k8s_api::network_policy::OtherNetworkPolicy;
+use culvert_k8s_api::status::{PodStatus, RedirectionStatus};
+use culvert_k8s_api::{Kind, Object, ObjectKey, ObjectMeta};
+
+use super::convert::{Converted, Refused};
+use super::kinds::Watched;
+use crate::index::World;
+
+/// What a watcher says.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// The kind is being watched from now on; nothing is served before each such kind was listed once.
+    Begun,
+    /// A list begins.
+    Init,
+    /// An object of the list.
+    Listed(ObjectKey, Box<Result<Converted, Refused>>),
+    /// The list is whole: what it did not have is gone.
+    Done,
+    /// An object is there, or is another.
+    Applied(ObjectKey, Box<Result<Converted, Refused>>),
+    /// An object is gone.
+    Deleted(ObjectKey),
+    /// The kind may not be watched, so nobody knows what it holds.
+    Denied,
+    /// The kind is not defined any more, and neither is anything of it.
+    Gone,
+}
+
+/// The world and what is known of each kind.
+#[derive(Debug, Default)]
+pub struct Store {
+    world: World,
+    kinds: BTreeMap<Watched, State>,
+    errors: BTreeMap<ObjectKey, Vec<FileError>>,
+    /// Of pods in the world: under which key their redirection is.
+    redirected: HashMap<(String, String), (String, String)>,
+}
+
+type Staged = (ObjectKey, Box<Result<Converted, Refused>>);
+
+#[derive(Debug, Default)]
+struct State {
+    listed: bool,
+    /// A list that is not whole yet. As large as what it replaces.
+    staged: Option<Vec<Staged>>,
+    keys: HashSet<ObjectKey>,
+}
+
+impl Store {
+    /// Takes in what a watcher said. True if the world may be another.
+    pub fn apply(&mut self, of: &Watched, said: Said) -> bool {
+        let state = self.kinds.entry(of.clone()).or_default();
+        match said {
+            Said::Begun => false,
+            Said::Init => {
+                state.staged = Some(Vec::new());
+                false
+            }
+            Said::Listed(key, object) => {
+                state.staged.get_or_insert_default().push((key, object));
+                false
+            }
+            Said::Done => {
+                let staged = state.staged.take().unwrap_or_default();
+                state.listed = true;
+                let now: HashSet<ObjectKey> = staged.iter().map(|(key, _)| key.clone()).collect();
+                let before = std::mem::replace(&mut state.keys, now);
+                let gone: Vec<ObjectKey> =
+                    before.into_iter().filter(|key| !state.keys.contains(key)).collect();
+                gone.iter().for_each(|key| self.remove(key));
+                self.unknown(of, false);
+                for (key, object) in staged {
+                    self.put(key, *object);
+                }
+                true
+            }
+            Said::Applied(key, object) => {
+                state.keys.insert(key.clone());
+                self.put(key, *object);
+                true
+            }
+            Said::Deleted(key) => {
+                state.keys.remove(&key);
+                self.remove(&key);
+                true
+            }
+            Said::Denied => {
+                state.listed = true;
+                self.unknown(of, true);
+                true
+            }
+            Said::Gone => {
+                let keys = self.kinds.remove(of).map(|state| state.keys).unwrap_or_default();
+                keys.iter().for_each(|key| self.remove(key));
+                self.unknown(of, false);
+                true
+            }
+        }
+    }
+
+    /// The kinds that were not listed once. While there is one, the world is not whole.
+    pub fn missing(&self) -> impl Iterator<Item = &Watched> {
+        self.kinds.iter().filter(|(_, state)| !state.listed).map(|(kind, _)| kind)
+    }
+
+    /// What is, or `None` before every kind was listed.
+    pub fn world(&mut self) -> Option<World> {
+        if self.kinds.is_empty() || self.missing().next().is_some() {
+            return None;
+        }
+        self.world.errors =
+            self.errors.values().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        Some(self.world.clone())
+    }
+
+    fn put(&mut self, key: ObjectKey, object: Result<Converted, Refused>) {
+        match object {
+            Ok(converted) => {
+                self.errors.remove(&key);
+                let known = self.world.objects.get(&key);
+                if known.is_none_or(|known| known.object != converted.manifest.object) {
+                    self.world.objects.insert(key.clone(), converted.manifest);
+                }
+                if key.kind == Kind::Pod {
+                    self.put_pod((key.namespace, key.name), converted.pod, converted.redirection);
+                }
+            }
+            Err(refused) => {
+                self.errors.insert(key.clone(), refused.errors);
+                if let Some(stand_in) = refused.stand_in
+                    && !self.world.objects.contains_key(&key)
+                {
+                    self.world.objects.insert(key, stand_in);
+                }
+            }
+        }
+    }
+
+    fn put_pod(
+        &mut self,
+        name: (String, String),
+        status: Option<PodStatus>,
+        redirection: Option<RedirectionStatus>,
+    ) {
+        let at = status.as_ref().map(|status| (status.node_name.clone(), status.uid.clone()));
+        if let Some(before) = self.redirected.get(&name)
+            && (redirection.is_none() || at.as_ref() != Some(before))
+        {
+            self.world.redirection.remove(before);
+            self.redirected.remove(&name);
+        }
+        if let (Some(at), Some(redirection)) = (at, redirection)
+            && self.world.redirection.get(&at) != Some(&redirection)
+        {
+            self.world.redirection.insert(at.clone(), redirection);
+            self.redirected.insert(name.clone(), at);
+        }
+        match status {
+            Some(status) if self.world.pods.get(&name) == Some(&status) => {}
+            Some(status) => drop(self.world.pods.insert(name, status)),
+            None => drop(self.world.pods.remove(&name)),
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        self.world.objects.remove(key);
+        self.errors.remove(key);
+        if key.kind == Kind::Pod {
+            self.put_pod((key.namespace.clone(), key.name.clone()), None, None);
+        }
+    }
+
+    /// What may not be looked at may hold anything: it stands there as one policy that may select any pod.
+    fn unknown(&mut self, of: &Watched, is: bool) {
+        if of.is != Kind::OtherNetworkPolicy {
+            return;
+        }
+        let metadata = ObjectMeta { name: "*".to_owned(), ..ObjectMeta::default() };
+        let policy = OtherNetworkPolicy { metadata, kind: format!("{} {}", of.api_version(), of.kind) };
+        let object = Object::OtherNetworkPolicy(Box::new(policy));
+        let key = object.key();
+        if is {
+            let manifest = Manifest { file: "unreadable".into(), line: 0, object };
+            self.world.objects.insert(key, Arc::new(manifest));
+        } else {
+            self.world.objects.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Conversion, lists and bursts, without an API server.
+
+use culvert_k8s_api::status::{Phase, Redirection};
+use culvert_k8s_api::{Kind, Object, ObjectKey};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn kind(of: &str) -> Watched {
+    let mesh = |group: &str, is| Watched {
+        group: group.to_owned(),
+        version: "v1".to_owned(),
+        kind: of.to_owned(),
+        plural: of.to_lowercase(),
+        is,
+        optional: is == Kind::OtherNetworkPolicy,
+    };
+    match of {
+        "AuthorizationPolicy" => mesh("security.istio.io", Kind::AuthorizationPolicy),
+        "PeerAuthentication" => mesh("security.istio.io", Kind::PeerAuthentication),
+        "CiliumNetworkPolicy" => mesh("cilium.io", Kind::OtherNetworkPolicy),
+        _ => kinds::builtin().into_iter().find(|it| it.kind == of).unwrap(),
+    }
+}
+
+fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+fn pod(name: &str, ip: &str, redirection: &str) -> DynamicObject {
+    object(json!({
+        "metadata": {
+            "name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": {"app": "web"},
+            "annotations": {"ambient.istio.io/redirection": redirection, "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            "managedFields": [{"manager": "kubelet"}], "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {
+            "nodeName": "node-a", "serviceAccountName": "web", "volumes": [{"name": "v"}], "dnsPolicy": "ClusterFirst",
+            "containers": [{"name": "c", "image": "i", "args": ["x"], "env": [{"name": "A", "value": "b"}],
+                "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]}],
+        },
+        "status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": "fd00::1"}],
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+        },
+    }))
+}
+
+fn policy(spec: Value) -> DynamicObject {
+    object(json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec}))
+}
+
+fn apply(store: &mut Store, of: &Watched, event: Event<DynamicObject>) -> bool {
+    store.apply(of, said(of, event))
+}
+
+fn list(store: &mut Store, of: &Watched, objects: Vec<DynamicObject>) {
+    apply(store, of, Event::Init);
+    for object in objects {
+        apply(store, of, Event::InitApply(object));
+    }
+    apply(store, of, Event::InitDone);
+}
+
+fn key(is: Kind, name: &str) -> ObjectKey {
+    ObjectKey { kind: is, namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+#[test]
+fn of_a_pod_stays_what_the_mesh_reads() {
+    let converted = convert(&kind("Pod"), pod("web", "10.0.0.1", "enabled")).unwrap();
+    let status = converted.pod.unwrap();
+    assert_eq!((status.phase, status.ready, status.deleted), (Phase::Running, true, false));
+    assert_eq!(status.pod_ips.len(), 2);
+    assert_eq!((status.uid.as_str(), status.node_name.as_str()), ("uid-web", "node-a"));
+    assert_eq!(converted.redirection.unwrap().redirection, Redirection::Enabled);
+    let Object::Pod(pod) = &converted.manifest.object else { panic!() };
+    assert_eq!(pod.service_account(), "web");
+    assert_eq!(pod.named_port("http").unwrap().get(), 8080);
+    assert!(pod.metadata.annotations.is_empty() && pod.spec.containers[0].env.is_empty());
+    assert_eq!(pod.metadata.creation_timestamp.as_deref(), Some("2026-01-01T00:00:00Z"));
+}
+
+#[test]
+fn nothing_is_served_before_each_kind_was_listed() {
+    let mut store = Store::default();
+    let (pods, services) = (kind("Pod"), kind("Service"));
+    assert_eq!(store.world(), None);
+    store.apply(&pods, Said::Begun);
+    store.apply(&services, Said::Begun);
+    list(&mut store, &pods, vec![pod("web", "10.0.0.1", "enabled")]);
+    assert_eq!(store.world(), None);
+    assert_eq!(store.missing().map(|it| it.plural.as_str()).collect::<Vec<_>>(), ["services"]);
+    list(&mut store, &services, vec![]);
+    assert_eq!(store.world().unwrap().pods.len(), 1);
+}
+
+#[test]
+fn a_list_replaces_what_was_known_at_its_end_and_not_before() {
+    let mut store = Store::default();
+    let pods = kind("Pod");
+    list(&mut store, &pods, vec![pod("a", "10.0.0.1", "enabled"), pod("b", "10.0.0.2", "enabled")]);
+    let before = store.world().unwrap();
+    assert_eq!((before.pods.len(), before.redirection.len()), (2, 2));
+    // 410: it is listed again. Half way nothing is missing.
+    apply(&mut store, &pods, Event::Init);
+    apply(&mut store, &pods, Event::InitApply(pod("a", "10.0.0.1", "enabled")));
+    assert_eq!(store.world().unwrap(), before);
+    apply(&mut store, &pods, Event::InitApply(pod("c", "10.0.0.3", "pending")));
+    apply(&mut store, &pods, Event::InitDone);
+    let after = store.world().unwrap();
+    let names: Vec<_> = after.pods.keys().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(names, ["a", "c"]);
+    assert_eq!(after.objects.len(), 2);
+    assert_eq!(after.redirection.len(), 2);
+    let of = |world: &World| std::sync::Arc::clone(&world.objects[&key(Kind::Pod, "a")]);
+    assert!(std::sync::Arc::ptr_eq(&of(&before), &of(&after)), "what did not change keeps its place");
+    // The agent takes its word back, then the pod goes.
+    apply(&mut store, &pods, Event::Apply(pod("a", "10.0.0.1", "")));
+    assert_eq!(store.world().unwrap().redirection.len(), 1);
+    apply(&mut store, &pods, Event::Delete(pod("c", "10.0.0.3", "pending")));
+    let last = store.world().unwrap();
+    assert_eq!((last.pods.len(), last.redirection.len(), last.objects.len()), (1, 0, 1));
+}
+
+#[test]
+fn a_bad_policy_leaves_the_last_good_one_and_else_denies() {
+    let mut store = Store::default();
+    let policies = kind("AuthorizationPolicy");
+    let bad = || {
+        policy(
+            json!({"selector": {"matchLabels": {"app": "web"}}, "action": "DENY", "rules": [{"form": []}]}),
+        )
+    };
+    list(&mut store, &policies, vec![bad()]);
+    let world = store.world().unwrap();
+    assert!(
+        world.errors[0].to_string().contains("AuthorizationPolicy shop/p: spec.rules[0]"),
+        "{:?}",
+        world.errors
+    );
+    let Object::AuthorizationPolicy(it) = &world.objects[&key(Kind::AuthorizationPolicy, "p")].object else {
+        panic!()
+    };
+    assert!(it.spec.rules.is_empty() && it.spec.selector.is_some());
+    assert_eq!(format!("{:?}", it.spec.action), "Allow");
+    let good = policy(json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["80"]}}]}]}));
+    apply(&mut store, &policies, Event::Apply(good));
+    let mended = store.world().unwrap();
+    assert!(mended.errors.is_empty());
+    apply(&mut store, &policies, Event::Apply(bad()));
+    let kept = store.world().unwrap();
+    assert_eq!(kept.objects, mended.objects);
+    assert_eq!(kept.errors.len(), 1);
+    apply(&mut store, &policies, Event::Delete(bad()));
+    let gone = store.world().unwrap();
+    assert!(gone.objects.is_empty() && gone.errors.is_empty());
+}
+
+#[test]
+fn a_network_policy_that_may_not_be_read_may_select_anything() {
+    let mut store = Store::default();
+    let others = kind("CiliumNetworkPolicy");
+    store.apply(&others, Said::Begun);
+    store.apply(&others, Said::Denied);
+    assert_eq!(store.world().unwrap().objects.len(), 1);
+    list(&mut store, &others, vec![]);
+    assert!(store.world().unwrap().objects.is_empty());
+    list(&mut store, &others, vec![object(json!({"metadata": {"name": "x", "namespace": "shop"}}))]);
+    assert_eq!(store.world().unwrap().objects.len(), 1);
+    store.apply(&others, Said::Gone);
+    assert_eq!(store.world(), None, "no kind is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_one_change_and_an_endless_one_is_taken_in_in_time() {
+    let (sender, messages) = mpsc::channel(MESSAGES);
+    let mut source = Kubernetes::of(messages);
+    let pods = kind("Pod");
+    for event in [Event::Init, Event::InitApply(pod("a", "10.0.0.1", "")), Event::InitDone] {
+        sender.send((pods.clone(), said(&pods, event))).await.unwrap();
+    }
+    let started = Instant::now();
+    assert!(source.changed().await);
+    assert_eq!(started.elapsed(), QUIET);
+    assert_eq!(source.world().unwrap().pods.len(), 1);
+    let writer = async {
+        for number in 0..100 {
+            let event = Event::Apply(pod(&format!("p{number}"), "10.0.0.2", ""));
+            sender.send((pods.clone(), said(&pods, event))).await.unwrap();
+            tokio::time::sleep(QUIET / 2).await;
+        }
+    };
+    let reader = async {
+        let started = Instant::now();
+        assert!(source.changed().await);
+        assert!(started.elapsed() <= LONGEST + QUIET, "{:?}", started.elapsed());
+        source.world().unwrap().pods.len()
+    };
+    let ((), seen) = tokio::join!(writer, reader);
+    assert!((15..=25).contains(&seen), "{seen}");
+}
