@@ -24,10 +24,10 @@ use tonic::transport::Server;
 
 use crate::args::{Args, SourceKind};
 use crate::auth::NodeTokens;
-use crate::ca::{self, Authority, CaConfig, CaMetrics, Serving};
+use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving};
 use crate::index::{Index, Snapshot};
 use crate::metrics::ControllerMetrics;
-use crate::serve::authenticate::Tokens;
+use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
 use crate::serve::{admin, listener};
 use crate::sources::Source;
@@ -94,15 +94,16 @@ impl App {
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
+        let authenticator: Arc<dyn NodeAuthenticator> = Arc::new(Tokens(tokens));
         let xds = DeltaServer::new(
             sets,
-            Tokens(tokens.clone()),
+            Streams(authenticator.clone()),
             writer.metrics.clone(),
             Limits::default(),
             tasks.clone(),
             drain.clone(),
         );
-        let ca = ca_service(args, authority, tokens, snapshots.clone(), &metrics);
+        let ca = ca_service(args, authority, authenticator, snapshots.clone(), &metrics);
 
         let port = TcpListener::bind(args.listen)
             .await
@@ -244,7 +245,7 @@ fn needed<'a>(path: Option<&'a Path>, flag: &str) -> anyhow::Result<&'a Path> {
 fn ca_service(
     args: &Args,
     authority: Arc<Authority>,
-    tokens: NodeTokens,
+    authenticator: Arc<dyn NodeAuthenticator>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     metrics: &Metrics,
 ) -> culvert_identity::stub::istio_certificate_service_server::IstioCertificateServiceServer<
@@ -258,7 +259,7 @@ fn ca_service(
     };
     let counters = CaMetrics::default();
     metrics.register(|registry| counters.register(registry));
-    ca::service(authority, Arc::new(Tokens(tokens)), Arc::new(Running(snapshots)), config, counters)
+    ca::service(authority, authenticator, Arc::new(Running(snapshots)), config, counters)
 }
 
 fn serve_pages(

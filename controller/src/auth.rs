@@ -19,6 +19,31 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct NodeName(Arc<str>);
 
+/// Who a call is from, proven by its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it runs.
+    pub node: NodeName,
+    /// What it may have.
+    pub grant: Grant,
+}
+
+/// What a token is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Everything of its node: it is the node's proxy (D49).
+    Node,
+    /// The pod's own identity and nothing else.
+    Own {
+        /// Of the pod.
+        namespace: String,
+        /// Its service account.
+        account: String,
+        /// Its name, for logs.
+        pod: String,
+    },
+}
+
 /// Hashes of the nodes' tokens; clones share them.
 #[derive(Clone)]
 pub struct NodeTokens {
@@ -89,6 +114,13 @@ struct Entry {
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Longest token that is hashed at all: what a header may reasonably hold.
 const MAX_TOKEN_BYTES: usize = 4096;
+
+impl Caller {
+    /// The proxy of a node.
+    pub fn node(node: NodeName) -> Self {
+        Self { node, grant: Grant::Node }
+    }
+}
 
 impl NodeName {
     /// The name as text.

@@ -9,6 +9,7 @@ pub mod args;
 pub mod auth;
 pub mod ca;
 pub mod index;
+pub mod kubernetes;
 pub mod metrics;
 pub mod serve;
 pub mod sources;

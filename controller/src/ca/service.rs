@@ -21,11 +21,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::authority::{Authority, IssueError};
 use super::request::MAX_REQUEST;
-use crate::auth::NodeName;
+use crate::auth::{Caller, Grant, NodeName};
 
 /// A request's PEM, its metadata and the framing around them.
 const MAX_MESSAGE: usize = 2 * MAX_REQUEST;
@@ -33,12 +33,14 @@ const MAX_MESSAGE: usize = 2 * MAX_REQUEST;
 const MAX_NODES: usize = 10_000;
 
 /// Tells which node a caller proves to be.
+#[tonic::async_trait]
 pub trait NodeAuthenticator: Send + Sync + 'static {
-    /// The node whose token the call carries.
+    /// The node whose token the call carries, and what the token is good for there.
     ///
     /// # Errors
-    /// A status whose text goes to the log; the caller learns only that it is not authenticated.
-    fn authenticate(&self, metadata: &MetadataMap) -> Result<NodeName, Status>;
+    /// A status whose text goes to the log; the caller learns only that it is not authenticated, or, if the code is
+    /// `Unavailable`, that nobody could be asked.
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status>;
 }
 
 /// Tells who runs where.
@@ -105,6 +107,10 @@ enum Refusal {
     Rate,
     #[error("the caller is not authenticated: {0}")]
     Caller(String),
+    #[error("the caller cannot be checked now: {0}")]
+    Unchecked(String),
+    #[error("the caller is {0}, which is no trusted proxy and may have its own identity only")]
+    NotTrusted(String),
     #[error("the request names no identity to impersonate")]
     NoIdentity,
     #[error("the identity cannot be read: {0}")]
@@ -224,10 +230,15 @@ impl CaService {
         let caller = self
             .authenticator
             .authenticate(metadata)
-            .map_err(|status| Refusal::Caller(status.message().to_owned()))?;
-        let caller = node.insert(caller);
+            .await
+            .map_err(|status| match status.code() {
+                Code::Unavailable => Refusal::Unchecked(status.message().to_owned()),
+                _ => Refusal::Caller(status.message().to_owned()),
+            })?;
+        let Caller { node: named, grant } = caller;
+        let caller = node.insert(named);
         self.take_token(caller)?;
-        let identity = self.allowed(caller, message)?;
+        let identity = self.allowed(caller, &grant, message)?;
         let lifetime = self.lifetime(message.validity_duration);
         let _signing = self.signing.acquire().await.map_err(|_| Refusal::Busy)?;
         let issued =
@@ -241,12 +252,30 @@ impl CaService {
     }
 
     /// Whom the certificate is for, if this node may have it.
-    fn allowed(&self, node: &NodeName, message: &IstioCertificateRequest) -> Result<Identity, Refusal> {
-        let asked = impersonated(message.metadata.as_ref()).ok_or(Refusal::NoIdentity)?;
-        let identity: Identity =
-            asked.parse().map_err(|error: culvert_model::identity::ParseIdentityError| {
-                Refusal::Malformed(error.to_string())
-            })?;
+    fn allowed(
+        &self,
+        node: &NodeName,
+        grant: &Grant,
+        message: &IstioCertificateRequest,
+    ) -> Result<Identity, Refusal> {
+        let malformed =
+            |error: culvert_model::identity::ParseIdentityError| Refusal::Malformed(error.to_string());
+        let own = match grant {
+            Grant::Node => None,
+            Grant::Own { namespace, account, .. } => Some(
+                Identity::new(self.config.trust_domain.clone(), namespace.as_str(), account.as_str()).map_err(malformed)?,
+            ),
+        };
+        let identity: Identity = match (impersonated(message.metadata.as_ref()), &own) {
+            (Some(asked), _) => asked.parse().map_err(malformed)?,
+            (None, Some(own)) => own.clone(),
+            (None, None) => return Err(Refusal::NoIdentity),
+        };
+        if let Some(own) = own
+            && identity != own
+        {
+            return Err(Refusal::NotTrusted(own.to_string()));
+        }
         if *identity.trust_domain() != self.config.trust_domain {
             return Err(Refusal::TrustDomain(self.config.trust_domain.clone()));
         }
@@ -294,6 +323,8 @@ impl Refusal {
             Self::Busy => "busy",
             Self::Rate => "rate",
             Self::Caller(_) => "caller",
+            Self::Unchecked(_) => "unchecked",
+            Self::NotTrusted(_) => "not_trusted",
             Self::NoIdentity => "no_identity",
             Self::Malformed(_) => "malformed_identity",
             Self::TrustDomain(_) => "trust_domain",
@@ -308,7 +339,8 @@ impl Refusal {
         match self {
             Self::Busy | Self::Rate => Status::resource_exhausted("too many certificate requests"),
             Self::Caller(_) => Status::unauthenticated("request authenticate failure"),
-            Self::NoIdentity | Self::Malformed(_) | Self::TrustDomain(_) | Self::NotOnNode => {
+            Self::Unchecked(_) => Status::unavailable("callers cannot be checked now"),
+            Self::NotTrusted(_) | Self::NoIdentity | Self::Malformed(_) | Self::TrustDomain(_) | Self::NotOnNode => {
                 Status::unauthenticated("request impersonation authentication failure")
             }
             Self::Request(_) => Status::invalid_argument("certificate request refused"),

@@ -1,4 +1,6 @@
-//! Node tokens, as the xDS server and the certificate authority ask for them.
+//! Bearer tokens, as the xDS server and the certificate authority ask for them.
+
+use std::sync::Arc;
 
 use culvert_proto::discovery::Node;
 use culvert_xds::server::{Authenticator, Peer};
@@ -6,40 +8,58 @@ use prost_types::value::Kind;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::auth::{NodeName, NodeTokens};
+use crate::auth::{Caller, Grant, NodeTokens};
 use crate::ca::NodeAuthenticator;
 
 /// Key in the metadata of an xDS node: the node it says it is on.
 const NODE_NAME: &str = "NODE_NAME";
 
-/// The node whose token a call carries.
+/// The node whose token a call carries, where there is no Kubernetes to ask.
 #[derive(Clone, Debug)]
 pub struct Tokens(pub NodeTokens);
 
-impl Tokens {
-    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a cold path")]
-    fn node(&self, metadata: &MetadataMap) -> Result<NodeName, Status> {
-        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let Some((scheme, token)) = header.and_then(|header| header.split_once(' ')) else {
-            return Err(Status::unauthenticated("no bearer token"));
-        };
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(Status::unauthenticated("no bearer token"));
-        }
-        self.0.authenticate(token.trim()).ok_or_else(|| Status::unauthenticated("the token is no node's"))
+/// Who may have an xDS stream: the proxy of a node that the authenticator vouches for.
+#[derive(Clone)]
+pub struct Streams(pub Arc<dyn NodeAuthenticator>);
+
+/// The token of a call's `authorization: Bearer` header.
+#[allow(clippy::result_large_err, reason = "tonic's own error type, on a cold path")]
+pub(crate) fn bearer(metadata: &MetadataMap) -> Result<&str, Status> {
+    let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+    let Some((scheme, token)) = header.and_then(|header| header.split_once(' ')) else {
+        return Err(Status::unauthenticated("no bearer token"));
+    };
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Status::unauthenticated("no bearer token"));
     }
+    Ok(token.trim())
 }
 
+#[tonic::async_trait]
 impl NodeAuthenticator for Tokens {
-    fn authenticate(&self, metadata: &MetadataMap) -> Result<NodeName, Status> {
-        self.node(metadata)
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let node = self.0.authenticate(bearer(metadata)?);
+        node.map(Caller::node).ok_or_else(|| Status::unauthenticated("the token is no node's"))
     }
 }
 
-impl Authenticator for Tokens {
-    /// The node a proxy says it is on must be the one whose token it has: a token of one node is no window to another.
-    fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
-        let proven = self.node(metadata)?;
+#[tonic::async_trait]
+impl Authenticator for Streams {
+    /// The node a proxy says it is on must be the one whose token it has: a token of one node is no window to another. What a
+    /// refused caller learns is as little as the certificate API tells (D51); the log has the rest.
+    async fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
+        let caller = self.0.authenticate(metadata).await.map_err(|status| {
+            tracing::warn!("refused an xDS stream: {}", status.message());
+            match status.code() {
+                tonic::Code::Unavailable => Status::unavailable("callers cannot be checked now"),
+                _ => Status::unauthenticated("request authenticate failure"),
+            }
+        })?;
+        let proven = caller.node;
+        if let Grant::Own { namespace, account, pod } = caller.grant {
+            tracing::warn!(node = %proven, namespace, account, pod, "refused an xDS stream: no trusted proxy");
+            return Err(Status::permission_denied("the token is no proxy's"));
+        }
         if let Some(node) = node {
             let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
             let said = fields.and_then(|fields| fields.get(NODE_NAME)).and_then(|value| value.kind.as_ref());
@@ -76,25 +96,26 @@ mod tests {
         Node { metadata: Some(Struct { fields: [(NODE_NAME.to_owned(), value)].into() }), ..Node::default() }
     }
 
-    #[test]
-    fn a_token_and_a_claim_must_agree() {
+    #[tokio::test]
+    async fn a_token_and_a_claim_must_agree() {
         let dir = tempfile::tempdir().unwrap();
-        let tokens = tokens(&dir);
+        let streams = Streams(Arc::new(tokens(&dir)));
         let mut metadata = MetadataMap::new();
-        let ask = |metadata: &MetadataMap, node: Option<&Node>| {
-            Authenticator::authenticate(&tokens, metadata, node)
+        let ask = async |metadata: &MetadataMap, node: Option<&Node>| {
+            Authenticator::authenticate(&streams, metadata, node)
+                .await
                 .map(|peer| peer.name)
                 .map_err(|status| status.code())
         };
-        assert_eq!(ask(&metadata, None), Err(Code::Unauthenticated));
+        assert_eq!(ask(&metadata, None).await, Err(Code::Unauthenticated));
         for wrong in ["Bearer other", "Basic secret", "secret", "Bearer "] {
             metadata.insert("authorization", wrong.parse().unwrap());
-            assert_eq!(ask(&metadata, None), Err(Code::Unauthenticated), "{wrong}");
+            assert_eq!(ask(&metadata, None).await, Err(Code::Unauthenticated), "{wrong}");
         }
         metadata.insert("authorization", "Bearer secret".parse().unwrap());
-        assert_eq!(ask(&metadata, None), Ok("node-a".to_owned()));
-        assert_eq!(ask(&metadata, Some(&says("node-a"))), Ok("node-a".to_owned()));
-        assert_eq!(ask(&metadata, Some(&says("node-b"))), Err(Code::PermissionDenied));
-        assert_eq!(ask(&metadata, Some(&Node::default())), Err(Code::PermissionDenied));
+        assert_eq!(ask(&metadata, None).await, Ok("node-a".to_owned()));
+        assert_eq!(ask(&metadata, Some(&says("node-a"))).await, Ok("node-a".to_owned()));
+        assert_eq!(ask(&metadata, Some(&says("node-b"))).await, Err(Code::PermissionDenied));
+        assert_eq!(ask(&metadata, Some(&Node::default())).await, Err(Code::PermissionDenied));
     }
 }

@@ -22,14 +22,14 @@ use crate::service::aggregated_discovery_service_server::{
 use crate::stream::{Answer, MAX_TYPES, StreamLimits, StreamState, TypeStatus};
 
 /// Decides who may have a stream.
+#[tonic::async_trait]
 pub trait Authenticator: Send + Sync + 'static {
     /// Called twice for each stream: when it opens, with no node, to turn strangers away before anything is read; and with
     /// the node that the first request names, which must agree with the credentials. The second answer is the peer.
     ///
     /// # Errors
     /// The status that ends the stream, such as `Status::unauthenticated`.
-    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a cold path")]
-    fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status>;
+    async fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status>;
 }
 
 /// Who a stream was given to.
@@ -192,7 +192,7 @@ impl<V: View> AggregatedDiscoveryService for DeltaServer<V> {
         if self.shared.drain.is_draining() {
             return Err(Status::unavailable("shutting down"));
         }
-        self.shared.authenticator.authenticate(request.metadata(), None)?;
+        self.shared.authenticator.authenticate(request.metadata(), None).await?;
         let place = self.shared.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::resource_exhausted("too many streams"))?;
         let (metadata, _, inbound) = request.into_parts();
@@ -243,7 +243,7 @@ impl<V: View> Stream<V> {
             .map_err(|_| Status::deadline_exceeded("no request came"))??;
         let Some(first) = first else { return Ok(()) };
         let node = first.node.clone().unwrap_or_default();
-        let peer = self.shared.authenticator.authenticate(metadata, Some(&node))?;
+        let peer = self.shared.authenticator.authenticate(metadata, Some(&node)).await?;
         let mut sets = self.shared.view.resources(&peer, &node);
         let generations = crate::wants_generations(&node);
         let listed = Listed::new(&self.shared, node.id, peer, generations);

@@ -21,7 +21,7 @@ use tonic::{Code, Request, Status};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{HOUR, NAME, authority, clock, workload};
-use crate::auth::NodeName;
+use crate::auth::{Caller, NodeName};
 use crate::ca::request::MAX_REQUEST;
 use crate::ca::service::CaService;
 use crate::ca::{
@@ -40,11 +40,12 @@ impl Cluster {
     }
 }
 
+#[tonic::async_trait]
 impl NodeAuthenticator for Cluster {
-    fn authenticate(&self, metadata: &MetadataMap) -> Result<NodeName, Status> {
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let token = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let node = token.and_then(|token| token.strip_prefix("Bearer token-"));
-        node.map(NodeName::from).ok_or_else(|| Status::unauthenticated("secret detail of the authenticator"))
+        node.map(|node| Caller::node(NodeName::from(node))).ok_or_else(|| Status::unauthenticated("secret detail of the authenticator"))
     }
 }
 
