@@ -227,11 +227,8 @@ impl CaService {
         node: &mut Option<NodeName>,
     ) -> Result<IstioCertificateResponse, Refusal> {
         let _admitted = self.admission.try_acquire().map_err(|_| Refusal::Busy)?;
-        let caller = self
-            .authenticator
-            .authenticate(metadata)
-            .await
-            .map_err(|status| match status.code() {
+        let caller =
+            self.authenticator.authenticate(metadata).await.map_err(|status| match status.code() {
                 Code::Unavailable => Refusal::Unchecked(status.message().to_owned()),
                 _ => Refusal::Caller(status.message().to_owned()),
             })?;
@@ -263,7 +260,8 @@ impl CaService {
         let own = match grant {
             Grant::Node => None,
             Grant::Own { namespace, account, .. } => Some(
-                Identity::new(self.config.trust_domain.clone(), namespace.as_str(), account.as_str()).map_err(malformed)?,
+                Identity::new(self.config.trust_domain.clone(), namespace.as_str(), account.as_str())
+                    .map_err(malformed)?,
             ),
         };
         let identity: Identity = match (impersonated(message.metadata.as_ref()), &own) {
@@ -340,9 +338,11 @@ impl Refusal {
             Self::Busy | Self::Rate => Status::resource_exhausted("too many certificate requests"),
             Self::Caller(_) => Status::unauthenticated("request authenticate failure"),
             Self::Unchecked(_) => Status::unavailable("callers cannot be checked now"),
-            Self::NotTrusted(_) | Self::NoIdentity | Self::Malformed(_) | Self::TrustDomain(_) | Self::NotOnNode => {
-                Status::unauthenticated("request impersonation authentication failure")
-            }
+            Self::NotTrusted(_)
+            | Self::NoIdentity
+            | Self::Malformed(_)
+            | Self::TrustDomain(_)
+            | Self::NotOnNode => Status::unauthenticated("request impersonation authentication failure"),
             Self::Request(_) => Status::invalid_argument("certificate request refused"),
             Self::Internal(_) => Status::internal("certificate signing failed"),
         }

@@ -149,7 +149,8 @@ impl<L: Leases> Election<L> {
             None => true,
             Some(record) if record.holder == self.me => false,
             Some(record) => {
-                let unchanged = self.seen.as_ref().filter(|(seen, _)| seen == record).map(|(_, since)| *since);
+                let unchanged =
+                    self.seen.as_ref().filter(|(seen, _)| seen == record).map(|(_, since)| *since);
                 let since = unchanged.unwrap_or(now);
                 if unchanged.is_none() {
                     self.seen = Some((record.clone(), now));

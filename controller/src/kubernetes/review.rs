@@ -153,7 +153,8 @@ impl<R: Reviewer> TokenReviews<R> {
     }
 
     async fn caller(&self, token: &str) -> Result<Caller, Status> {
-        let shaped = token.len() <= MAX_TOKEN && token.split('.').filter(|part| !part.is_empty()).count() == 3;
+        let shaped =
+            token.len() <= MAX_TOKEN && token.split('.').filter(|part| !part.is_empty()).count() == 3;
         if !shaped {
             return Err(unfit(&Unfit::Shape));
         }

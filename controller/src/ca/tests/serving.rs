@@ -45,7 +45,8 @@ impl NodeAuthenticator for Cluster {
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let token = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let node = token.and_then(|token| token.strip_prefix("Bearer token-"));
-        node.map(|node| Caller::node(NodeName::from(node))).ok_or_else(|| Status::unauthenticated("secret detail of the authenticator"))
+        node.map(|node| Caller::node(NodeName::from(node)))
+            .ok_or_else(|| Status::unauthenticated("secret detail of the authenticator"))
     }
 }
 
