@@ -83,7 +83,7 @@ impl App {
         let tokens = tokens.context("node tokens")?;
         let authority = Authority::open(needed(args.ca_dir.as_deref(), "--ca-dir")?, Arc::new(SystemClock))?;
         if let Some(path) = &args.root_cert_out {
-            write_atomically(path, authority.root_pem())
+            write_atomically(path, &authority.root_pem())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         let authority = Arc::new(authority);

@@ -3,8 +3,13 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
+use culvert_identity::bundle::TrustBundle;
+use culvert_identity::certificate::WorkloadCertificate;
+use culvert_identity::csr::CertificateRequest;
 use culvert_identity::tls;
 use culvert_model::identity::Identity;
 use culvert_runtime::clock::SharedClock;
@@ -15,6 +20,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::request::{SubjectKey, SubjectKeyError};
@@ -30,18 +36,41 @@ const ROOT_WARNING: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 const MAX_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-/// The mesh's root of trust. One a mesh; it signs leaves directly.
+/// The mesh's authority. It signs leaves directly, with the root's key or with that of an intermediate that was plugged in.
+/// What it signs with can be replaced while it is used.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    root_pem: String,
-    not_after: SystemTime,
+    keys: ArcSwap<Keys>,
+    /// Counts replacements.
+    generation: watch::Sender<u64>,
     clock: SharedClock,
+}
+
+/// What an authority signs with and what it tells others to trust; PEM texts.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Material {
+    /// Signs. Never shown.
+    pub key: String,
+    /// Over that key: a root, or an intermediate.
+    pub certificate: String,
+    /// From `certificate` (which may be left out) towards the root; empty if it is one.
+    pub intermediates: String,
+    /// Every root that workloads trust, the one that signs among them: more than one while a root is replaced.
+    pub roots: String,
+}
+
+struct Keys {
+    material: Material,
+    issuer: Issuer<'static, KeyPair>,
+    /// Sent after each leaf.
+    served: Vec<String>,
+    roots_pem: String,
+    not_after: SystemTime,
 }
 
 /// A certificate that was signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// PEM texts as the certificate API wants them: the leaf, then the root (D07).
+    /// PEM texts as the certificate API wants them: the leaf, its intermediates if there are any, then the roots (D07, Z91).
     pub chain: Vec<String>,
     /// The leaf in DER.
     pub leaf: CertificateDer<'static>,
@@ -112,34 +141,51 @@ impl Authority {
     }
 
     fn from_pair(pair: &Pair, clock: SharedClock) -> Result<Self, String> {
-        let key = KeyPair::from_pem(&pair.key)
-            .map_err(|error| format!("the key beside it cannot be read: {error}"))?;
-        let der =
-            CertificateDer::from_pem_slice(pair.certificate.as_bytes()).map_err(|error| error.to_string())?;
-        let (_, root) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
-        if root.public_key().raw != key.subject_public_key_info() {
-            return Err("it does not belong to the key beside it".into());
-        }
-        let signs = root.key_usage().ok().flatten().is_none_or(|usage| usage.value.key_cert_sign());
-        if !root.is_ca() || !signs {
-            return Err("it is not the certificate of an authority".into());
-        }
-        let seconds = u64::try_from(root.validity().not_after.timestamp()).unwrap_or(0);
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        match not_after.duration_since(clock.now()) {
-            Ok(left) if left < ROOT_WARNING => tracing::warn!(?left, "the root certificate expires soon"),
-            Ok(_) => {}
-            Err(_) => return Err("it has expired".into()),
-        }
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?;
-        let root_pem = to_pem(&der);
-        Ok(Self { issuer, root_pem, not_after, clock })
+        let (key, certificate) = (pair.key.clone(), pair.certificate.clone());
+        let roots = certificate.clone();
+        Self::new(Material { key, certificate, intermediates: String::new(), roots }, clock)
     }
 
-    /// The root, PEM: what every client of the controller and every workload trusts.
+    /// An authority of this material.
+    ///
+    /// # Errors
+    /// In words, if it cannot sign what a workload that trusts `roots` would accept.
+    pub fn new(material: Material, clock: SharedClock) -> Result<Self, String> {
+        let keys = ArcSwap::from_pointee(Keys::new(material, &clock)?);
+        let authority = Self { keys, generation: watch::Sender::new(0), clock };
+        authority.keys.load().try_out(&authority.clock)?;
+        Ok(authority)
+    }
+
+    /// Signs with something else from now on. False if that is what it does already.
+    ///
+    /// # Errors
+    /// As [`Authority::new`]; then all stays as it was.
+    pub fn replace(&self, material: Material) -> Result<bool, String> {
+        if self.keys.load().material == material {
+            return Ok(false);
+        }
+        let keys = Keys::new(material, &self.clock)?;
+        keys.try_out(&self.clock)?;
+        self.keys.store(Arc::new(keys));
+        self.generation.send_modify(|generation| *generation += 1);
+        Ok(true)
+    }
+
+    /// Changes with every replacement.
+    pub fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// What it signs with.
+    pub(crate) fn material(&self) -> Material {
+        self.keys.load().material.clone()
+    }
+
+    /// The roots, PEM: what every client of the controller and every workload trusts.
     #[must_use]
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    pub fn root_pem(&self) -> String {
+        self.keys.load().roots_pem.clone()
     }
 
     /// The clock by which validity is counted.
@@ -185,7 +231,73 @@ impl Authority {
         usages: Vec<ExtendedKeyUsagePurpose>,
         lifetime: Duration,
     ) -> Result<Issued, IssueError> {
-        let now = self.clock.now();
+        self.keys.load().sign(key, names, usages, lifetime, self.clock.now())
+    }
+}
+
+impl Keys {
+    fn new(material: Material, clock: &SharedClock) -> Result<Self, String> {
+        let key = KeyPair::from_pem(&material.key)
+            .map_err(|error| format!("the key beside it cannot be read: {error}"))?;
+        let der = CertificateDer::from_pem_slice(material.certificate.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+        if certificate.public_key().raw != key.subject_public_key_info() {
+            return Err("it does not belong to the key beside it".into());
+        }
+        let signs = certificate.key_usage().ok().flatten().is_none_or(|usage| usage.value.key_cert_sign());
+        if !certificate.is_ca() || !signs {
+            return Err("it is not the certificate of an authority".into());
+        }
+        let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        match not_after.duration_since(clock.now()) {
+            Ok(left) if left < ROOT_WARNING => tracing::warn!(?left, "the root certificate expires soon"),
+            Ok(_) => {}
+            Err(_) => return Err("it has expired".into()),
+        }
+        let bundle = TrustBundle::from_pem(material.roots.as_bytes()).map_err(|error| error.to_string())?;
+        let roots_pem = bundle.roots().iter().map(to_pem).collect();
+        let between = CertificateDer::pem_slice_iter(material.intermediates.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("the chain from it to the root is no PEM: {error}"))?;
+        let mut served: Vec<CertificateDer<'static>> = Vec::new();
+        for next in std::iter::once(der.clone()).chain(between) {
+            if !bundle.roots().contains(&next) && !served.contains(&next) {
+                served.push(next);
+            }
+        }
+        let served = served.iter().map(to_pem).collect();
+        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?;
+        Ok(Self { material, issuer, served, roots_pem, not_after })
+    }
+
+    /// Signs for nobody, and looks at it as a workload would.
+    fn try_out(&self, clock: &SharedClock) -> Result<(), String> {
+        let nobody =
+            Identity::new("culvert.invalid", "nobody", "nobody").map_err(|error| error.to_string())?;
+        let request = CertificateRequest::new(&nobody).map_err(|error| error.to_string())?;
+        let key = SubjectKey::from_request(request.pem()).map_err(|error| error.to_string())?;
+        let uri = nobody.to_string();
+        let name = uri.as_str().try_into().map_err(|_| format!("{uri:?} cannot stand in a certificate"))?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = clock.now();
+        let issued = self
+            .sign(key.public_key(), vec![SanType::URI(name)], usages, Duration::from_secs(60), now)
+            .map_err(|error| error.to_string())?;
+        WorkloadCertificate::from_answer(&nobody, &request, &issued.chain, 0, now)
+            .map(drop)
+            .map_err(|error| format!("what it signs is not accepted under its roots: {error}"))
+    }
+
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        names: Vec<SanType>,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, IssueError> {
         let not_after = (now + lifetime.clamp(MIN_LIFETIME, MAX_LIFETIME)).min(self.not_after);
         if not_after <= now {
             return Err(IssueError::RootExpired);
@@ -206,7 +318,10 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let signed = params.signed_by(key, &self.issuer).map_err(crypto)?;
         Ok(Issued {
-            chain: vec![to_pem(signed.der()), self.root_pem.clone()],
+            chain: std::iter::once(to_pem(signed.der()))
+                .chain(self.served.iter().cloned())
+                .chain([self.roots_pem.clone()])
+                .collect(),
             leaf: signed.der().clone(),
             serial: hex(&serial),
             not_after,
@@ -216,7 +331,24 @@ impl Authority {
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("Authority").field("not_after", &self.keys.load().not_after).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Material").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+impl Material {
+    /// A new root of ten years.
+    ///
+    /// # Errors
+    /// If the cryptography fails.
+    pub fn make(now: SystemTime) -> Result<Self, IssueError> {
+        let Pair { key, certificate } = make_root(now)?;
+        Ok(Self { key, roots: certificate.clone(), certificate, intermediates: String::new() })
     }
 }
 
@@ -249,7 +381,7 @@ fn serial() -> Result<[u8; 16], IssueError> {
     Ok(serial)
 }
 
-fn to_pem(der: &CertificateDer<'_>) -> String {
+pub(crate) fn to_pem(der: &CertificateDer<'_>) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), config)
 }

@@ -15,6 +15,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use authority::{Authority, AuthorityError, IssueError, Issued};
+pub use authority::{Authority, AuthorityError, IssueError, Issued, Material};
 pub use service::{CaConfig, CaMetrics, NodeAuthenticator, NodeIdentities, service};
 pub use serving::{Serving, server_config};

@@ -12,14 +12,15 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::authority::{Authority, IssueError};
 
 /// Lifetime of a serving certificate. The key never leaves the process, so a day costs nothing.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A certificate for the controller's DNS names that is replaced when half of its life is over. It needs no task: the
+/// A certificate for the controller's DNS names that is replaced when half of its life is over, or the authority's key is. It needs no task: the
 /// handshake that finds it old renews it, at the price of one signature.
 pub struct Serving {
     authority: Arc<Authority>,
@@ -31,6 +32,8 @@ pub struct Serving {
 struct Current {
     key: Arc<CertifiedKey>,
     renew_at: SystemTime,
+    /// Of the authority, when it was made.
+    generation: u64,
 }
 
 impl Serving {
@@ -46,9 +49,9 @@ impl Serving {
     /// The certificate and key to use now.
     pub fn current(&self) -> Arc<CertifiedKey> {
         let now = self.authority.clock().now();
-        if self.current.load().renew_at <= now
-            && let Some(_renewing) = self.renewing.try_lock()
-        {
+        let current = self.current.load();
+        let old = current.renew_at <= now || current.generation != *self.authority.generation().borrow();
+        if old && let Some(_renewing) = self.renewing.try_lock() {
             match make(&self.authority, &self.names) {
                 Ok(fresh) => self.current.store(Arc::new(fresh)),
                 // Half of its life is left; the next handshake tries again.
@@ -88,10 +91,17 @@ pub fn server_config(serving: Arc<Serving>) -> Arc<ServerConfig> {
 fn make(authority: &Authority, names: &[String]) -> Result<Current, IssueError> {
     let crypto = |error: &dyn fmt::Display| IssueError::Crypto(error.to_string());
     let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| crypto(&error))?;
+    let generation = *authority.generation().borrow();
     let issued = authority.issue_server(&pair, names, LIFETIME)?;
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
     let key = tls::provider().key_provider.load_private_key(der).map_err(|error| crypto(&error))?;
     let now = authority.clock().now();
     let life = issued.not_after.duration_since(now).unwrap_or_default();
-    Ok(Current { key: Arc::new(CertifiedKey::new(vec![issued.leaf], key)), renew_at: now + life / 2 })
+    let between = &issued.chain[1..issued.chain.len().saturating_sub(1).max(1)];
+    let between = between
+        .iter()
+        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| crypto(&error)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let chain = std::iter::once(issued.leaf).chain(between).collect();
+    Ok(Current { key: Arc::new(CertifiedKey::new(chain, key)), renew_at: now + life / 2, generation })
 }

@@ -8,3 +8,5 @@
 //! Each part has its logic behind a small trait over what it needs of the API server, so that its tests need none.
 pub mod lease;
 pub mod review;
+pub mod root;
+pub mod trust;

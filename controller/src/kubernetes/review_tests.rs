@@ -133,9 +133,12 @@ async fn a_good_answer_counts_for_a_while_and_a_bad_one_never() {
 #[tokio::test]
 async fn many_calls_at_once_are_one_question() {
     let (fake, reviews) = reviews(&[("a.b.c", bound(PROXY))]);
-    let reviews = &reviews;
-    let calls = (0..200).map(|_| async move { ask(reviews, "a.b.c").await.unwrap() });
-    futures_util::future::join_all(calls).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let reviews = reviews.clone();
+        calls.spawn(async move { ask(&reviews, "a.b.c").await.unwrap() });
+    }
+    calls.join_all().await;
     assert!(fake.asked.load(Ordering::SeqCst) <= CONCURRENT);
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use culvert_proto::discovery::Node;
-use culvert_xds::server::{Authenticator, Peer};
+use culvert_xds::server::{Admission, Peer};
 use prost_types::value::Kind;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -44,10 +44,10 @@ impl NodeAuthenticator for Tokens {
 }
 
 #[tonic::async_trait]
-impl Authenticator for Streams {
+impl Admission for Streams {
     /// The node a proxy says it is on must be the one whose token it has: a token of one node is no window to another. What a
     /// refused caller learns is as little as the certificate API tells (D51); the log has the rest.
-    async fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
+    async fn admit(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
         let caller = self.0.authenticate(metadata).await.map_err(|status| {
             tracing::warn!("refused an xDS stream: {}", status.message());
             match status.code() {
@@ -102,7 +102,7 @@ mod tests {
         let streams = Streams(Arc::new(tokens(&dir)));
         let mut metadata = MetadataMap::new();
         let ask = async |metadata: &MetadataMap, node: Option<&Node>| {
-            Authenticator::authenticate(&streams, metadata, node)
+            Admission::admit(&streams, metadata, node)
                 .await
                 .map(|peer| peer.name)
                 .map_err(|status| status.code())

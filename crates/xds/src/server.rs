@@ -21,15 +21,32 @@ use crate::service::aggregated_discovery_service_server::{
 };
 use crate::stream::{Answer, MAX_TYPES, StreamLimits, StreamState, TypeStatus};
 
-/// Decides who may have a stream.
-#[tonic::async_trait]
+/// Decides who may have a stream, without asking anyone.
 pub trait Authenticator: Send + Sync + 'static {
     /// Called twice for each stream: when it opens, with no node, to turn strangers away before anything is read; and with
     /// the node that the first request names, which must agree with the credentials. The second answer is the peer.
     ///
     /// # Errors
     /// The status that ends the stream, such as `Status::unauthenticated`.
-    async fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status>;
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a cold path")]
+    fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status>;
+}
+
+/// Decides who may have a stream, and may have to ask somebody for it.
+#[tonic::async_trait]
+pub trait Admission: Send + Sync + 'static {
+    /// See [`Authenticator::authenticate`]. It has to end by itself: nothing else bounds its time.
+    ///
+    /// # Errors
+    /// The status that ends the stream, such as `Status::unauthenticated`.
+    async fn admit(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status>;
+}
+
+#[tonic::async_trait]
+impl<A: Authenticator> Admission for A {
+    async fn admit(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
+        self.authenticate(metadata, node)
+    }
 }
 
 /// Who a stream was given to.
@@ -123,7 +140,7 @@ pub struct DeltaServer<V> {
 
 struct Shared<V> {
     view: V,
-    authenticator: Box<dyn Authenticator>,
+    admission: Box<dyn Admission>,
     observer: Box<dyn ServerObserver>,
     limits: Limits,
     tasks: Tasks,
@@ -142,7 +159,7 @@ impl<V: View> DeltaServer<V> {
     /// A server whose streams run in `tasks` and end when `drain` starts.
     pub fn new(
         view: V,
-        authenticator: impl Authenticator,
+        admission: impl Admission,
         observer: impl ServerObserver,
         limits: Limits,
         tasks: Tasks,
@@ -150,7 +167,7 @@ impl<V: View> DeltaServer<V> {
     ) -> Self {
         let shared = Shared {
             view,
-            authenticator: Box::new(authenticator),
+            admission: Box::new(admission),
             observer: Box::new(observer),
             limits,
             tasks,
@@ -192,7 +209,7 @@ impl<V: View> AggregatedDiscoveryService for DeltaServer<V> {
         if self.shared.drain.is_draining() {
             return Err(Status::unavailable("shutting down"));
         }
-        self.shared.authenticator.authenticate(request.metadata(), None).await?;
+        self.shared.admission.admit(request.metadata(), None).await?;
         let place = self.shared.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Status::resource_exhausted("too many streams"))?;
         let (metadata, _, inbound) = request.into_parts();
@@ -243,7 +260,7 @@ impl<V: View> Stream<V> {
             .map_err(|_| Status::deadline_exceeded("no request came"))??;
         let Some(first) = first else { return Ok(()) };
         let node = first.node.clone().unwrap_or_default();
-        let peer = self.shared.authenticator.authenticate(metadata, Some(&node)).await?;
+        let peer = self.shared.admission.admit(metadata, Some(&node)).await?;
         let mut sets = self.shared.view.resources(&peer, &node);
         let generations = crate::wants_generations(&node);
         let listed = Listed::new(&self.shared, node.id, peer, generations);

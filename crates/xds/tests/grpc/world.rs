@@ -41,9 +41,8 @@ pub type Contents = BTreeMap<String, String>;
 /// The bearer token is the node's name.
 pub struct TokenIsNode;
 
-#[tonic::async_trait]
 impl Authenticator for TokenIsNode {
-    async fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
+    fn authenticate(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let name = header
             .and_then(|header| header.strip_prefix("Bearer "))
