@@ -26,6 +26,7 @@ use crate::args::{Args, SourceKind};
 use crate::auth::NodeTokens;
 use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving};
 use crate::index::{Index, Snapshot};
+use crate::kubernetes::{self, Replica};
 use crate::metrics::ControllerMetrics;
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
@@ -79,22 +80,20 @@ impl App {
         let readiness = Readiness::new();
         let starting = readiness.register("listening");
 
-        let tokens = NodeTokens::load(needed(args.node_tokens.as_deref(), "--node-tokens")?);
-        let tokens = tokens.context("node tokens")?;
-        let authority = Authority::open(needed(args.ca_dir.as_deref(), "--ca-dir")?, Arc::new(SystemClock))?;
+        let Parts { source, authority, authenticator } = match args.source {
+            SourceKind::Directory => from_directories(args)?,
+            SourceKind::Kubernetes => from_kubernetes(args, &metrics, &tasks, &drain).await?,
+        };
         if let Some(path) = &args.root_cert_out {
             write_atomically(path, &authority.root_pem())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let authority = Arc::new(authority);
-        let source = source(args, &tokens, &tasks).await?;
         let mut writer = Writer::new(args, source, &metrics);
         writer.first().await?;
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
-        let authenticator: Arc<dyn NodeAuthenticator> = Arc::new(Tokens(tokens));
         let xds = DeltaServer::new(
             sets,
             Streams(authenticator.clone()),
@@ -224,18 +223,46 @@ impl Writer {
     }
 }
 
-/// Opens what the world is read from.
-async fn source(args: &Args, tokens: &NodeTokens, tasks: &Tasks) -> anyhow::Result<Source> {
-    if args.source == SourceKind::Kubernetes {
-        let client = kube::Client::try_default().await.context("the Kubernetes API server")?;
-        return Ok(Source::Kubernetes(Box::new(Kubernetes::start(client, tasks))));
-    }
-    let paths = args.paths();
-    let paths = paths.context("--manifests is needed without --source kubernetes")?;
+/// What differs between a mesh of directories and one of Kubernetes.
+struct Parts {
+    source: Source,
+    authority: Arc<Authority>,
+    authenticator: Arc<dyn NodeAuthenticator>,
+}
+
+fn from_directories(args: &Args) -> anyhow::Result<Parts> {
+    let tokens = NodeTokens::load(needed(args.node_tokens.as_deref(), "--node-tokens")?);
+    let tokens = tokens.context("node tokens")?;
+    let authority = Authority::open(needed(args.ca_dir.as_deref(), "--ca-dir")?, Arc::new(SystemClock))?;
+    let paths = args.paths().context("--manifests is needed without --source kubernetes")?;
     // Watched first, read then: what changes in between is read twice, not missed.
     let watch = Box::new(Watch::new(&paths, Some(tokens.path())));
     let directory = Box::new(Directory::open(paths).context("manifests")?);
-    Ok(Source::Directory { directory, watch, tokens: tokens.clone() })
+    Ok(Parts {
+        source: Source::Directory { directory, watch, tokens: tokens.clone() },
+        authority: Arc::new(authority),
+        authenticator: Arc::new(Tokens(tokens)),
+    })
+}
+
+async fn from_kubernetes(
+    args: &Args,
+    metrics: &Metrics,
+    tasks: &Tasks,
+    drain: &DrainWatcher,
+) -> anyhow::Result<Parts> {
+    let client = kube::Client::try_default().await.context("the Kubernetes API server")?;
+    let replica = Replica {
+        namespace: args.pod_namespace.clone(),
+        pod: args.pod_name.clone(),
+        trusted: args.trusted_proxy.clone(),
+    };
+    let identity = kubernetes::start(client.clone(), replica, metrics, tasks, drain.clone()).await?;
+    Ok(Parts {
+        source: Source::Kubernetes(Box::new(Kubernetes::start(client, tasks))),
+        authority: identity.authority,
+        authenticator: identity.authenticator,
+    })
 }
 
 fn needed<'a>(path: Option<&'a Path>, flag: &str) -> anyhow::Result<&'a Path> {

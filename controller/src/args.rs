@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use culvert_runtime::units::parse_duration;
 
+use crate::kubernetes::review::TrustedProxy;
 use crate::sources::directory::Paths;
 use crate::translate::MeshSettings;
 
@@ -50,6 +51,22 @@ pub struct Args {
     /// DNS name in the certificate of the port; give it again for more.
     #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
     pub server_name: Vec<String>,
+    /// With --source kubernetes, whose pods may have the certificates of all pods on their node, and configuration:
+    /// NAMESPACE/SERVICEACCOUNT. Any other pod may have its own certificate only.
+    #[arg(
+        long,
+        env = "TRUSTED_PROXIES",
+        value_name = "NAMESPACE/ACCOUNT",
+        value_delimiter = ',',
+        default_value = "culvert-system/ztunnel"
+    )]
+    pub trusted_proxy: Vec<TrustedProxy>,
+    /// With --source kubernetes, the namespace that this runs in: its Secrets and its Lease are there.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "culvert-system")]
+    pub pod_namespace: String,
+    /// With --source kubernetes, the name of this replica, which no other has.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "controller")]
+    pub pod_name: String,
     /// Trust domain of every identity.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
