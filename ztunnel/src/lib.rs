@@ -7,6 +7,7 @@ pub mod admin;
 pub mod agent;
 pub mod app;
 pub mod bounds;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod dns;

@@ -1,4 +1,4 @@
-//! `ztunnel proxy` carries traffic, `ztunnel agent` enrols pods; one of each runs on a node.
+//! `ztunnel proxy` carries traffic, `ztunnel agent` enrols pods; one of each runs on a node. `ztunnel cni` is the CNI plugin.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use culvert_runtime::config::{Sources, load};
 use culvert_runtime::telemetry::{self, Format};
-use culvert_ztunnel::{agent, app, config};
+use culvert_ztunnel::{agent, app, cni, config};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -37,9 +37,16 @@ enum Command {
     Proxy(Box<config::ProxyConfig>),
     /// Enrol this node's pods: redirect rules, hand-over to the proxy, checks.
     Agent(Box<agent::AgentConfig>),
+    /// Be the CNI plugin: a container runtime starts this, with its question in the environment and on standard input.
+    Cni,
 }
 
 fn main() -> ExitCode {
+    // Before all else: it starts for each pod, and the runtime gives it neither arguments nor settings.
+    let invocation = cni::Invocation::of_process();
+    if invocation.command.is_some() {
+        return cni::run(&invocation);
+    }
     let loaded = match load::<Cli>(&Sources::of_process(), config::PROGRAM) {
         Ok(loaded) => loaded,
         Err(error) => return error.report(),
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
             app::run(*config, telemetry.filter())
         }
         Command::Agent(config) => single_threaded(agent::run(*config, telemetry.filter())),
+        Command::Cni => return cni::run(&cni::Invocation::default()),
     };
     let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,

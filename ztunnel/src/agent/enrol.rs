@@ -165,7 +165,7 @@ impl<R: Rules> Enroller<R> {
         if !matches!(self.rules.verify(netns, &pod.rules), Ok(Verdict::Missing)) {
             return None;
         }
-        if self.reports.get(&pod.uid).is_none() {
+        if !self.reports.is_reported(&pod.uid) {
             return Some(Established::Keep);
         }
         tracing::warn!(pod = %name(pod), uid = %pod.uid, "reported, but without rules; enrolling it again");
@@ -206,7 +206,7 @@ impl<R: Rules> Enroller<R> {
             }
             Err(error) => {
                 // While no proxy is connected to a fresh agent, what its predecessor reported still holds.
-                let known = matches!(error, AddError::NoProxy) && self.reports.get(&pod.uid).is_some();
+                let known = matches!(error, AddError::NoProxy) && self.reports.is_reported(&pod.uid);
                 if !known {
                     tracing::warn!(pod = %name(pod), %error, "the proxy does not have the pod yet; trying again");
                     self.report(pod, Redirection::Pending, Some(error.to_string()));
@@ -241,10 +241,14 @@ impl<R: Rules> Enroller<R> {
     }
 
     async fn unenrol(&mut self, pod: &Desired, alive: bool) {
-        if let Err(error) = self.reports.clear(&pod.uid) {
-            // While it is reported enabled its rules stay: peers send to its proxy.
-            tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed; trying again");
-            return;
+        // While it is reported enabled its rules stay: peers send to its proxy.
+        match self.reports.clear(&pod.uid) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(pod = %name(pod), error = format!("{error:#}"), "report cannot be removed; trying again");
+                return;
+            }
         }
         if let (true, Some(netns)) = (alive, self.namespaces.get(&pod.uid))
             && let Err(error) = self.rules.install(&pod.uid, netns, &pod.rules.return_path_only(), None)
@@ -308,13 +312,14 @@ impl<R: Rules> Enroller<R> {
         for uid in self.reports.reported() {
             if !view.desired.iter().any(|pod| pod.uid == uid) {
                 tracing::info!(uid, "report of a pod that should not be enrolled, or is gone");
-                if let Err(error) = self.reports.clear(&uid) {
-                    tracing::warn!(
-                        uid,
-                        error = format!("{error:#}"),
-                        "report cannot be removed; trying again"
-                    );
-                    return false;
+                match self.reports.clear(&uid) {
+                    Ok(true) => {}
+                    Ok(false) => return false,
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!(uid, error, "report cannot be removed; trying again");
+                        return false;
+                    }
                 }
             }
         }
@@ -340,6 +345,28 @@ impl<R: Rules> Enroller<R> {
         }
         // One whose namespace is gone is not tried again.
         removed.is_ok() || !other.netns.exists()
+    }
+
+    /// How far this pod is; `None` if it is not to be enrolled, as far as is known.
+    pub fn progress(&self, uid: &str) -> Option<&Enrolled> {
+        self.enrolled.get(uid)
+    }
+
+    /// Nobody is enrolled, and nobody is leaving.
+    pub fn is_empty(&self) -> bool {
+        self.enrolled.is_empty() && self.leaving.is_empty()
+    }
+
+    /// Takes every rule away at once, whatever is reported: nobody will come back to do it.
+    pub async fn abandon(&mut self) {
+        for uid in self.namespaces.keys().cloned().collect::<Vec<_>>() {
+            self.enrolled.remove(&uid);
+            let Some(netns) = self.forget(&uid).await else { continue };
+            if let Err(error) = self.rules.remove(&netns) {
+                tracing::warn!(uid, %error, "rules cannot be removed");
+            }
+        }
+        self.leaving.clear();
     }
 
     /// Entries of each table: enrolled, namespaces, leaving, probed.

@@ -33,7 +33,20 @@ pub struct AgentMetrics {
     pub zds_round_trip: Histogram,
     /// Whether the node's rules for probes could not be written (1) or are as they should be (0).
     pub probes_failed: Gauge,
+    plugin_requests: Family<CodeLabel, Counter>,
+    installs: Family<ResultLabel, Counter>,
+    install_ready: Gauge,
     pulse: Arc<Mutex<Instant>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    response_code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
 }
 
 /// What was done for a pod.
@@ -73,6 +86,9 @@ impl AgentMetrics {
             held: Gauge::default(),
             zds_round_trip: Histogram::new(buckets),
             probes_failed: Gauge::default(),
+            plugin_requests: Family::default(),
+            installs: Family::default(),
+            install_ready: Gauge::default(),
             pulse: Arc::new(Mutex::new(Instant::now())),
         };
         metrics.pods(0, 0);
@@ -104,6 +120,21 @@ impl AgentMetrics {
             "Whether the node's rules for probes cannot be written",
             metrics.probes_failed.clone(),
         );
+        registry.register(
+            "istio_cni_plugin_requests",
+            "Requests of the CNI plugin, by response code",
+            metrics.plugin_requests.clone(),
+        );
+        registry.register(
+            "istio_cni_installs",
+            "Times that the CNI plugin was installed, by result",
+            metrics.installs.clone(),
+        );
+        registry.register(
+            "istio_cni_install_ready",
+            "Whether the CNI plugin is installed",
+            metrics.install_ready.clone(),
+        );
         registry.register_with_unit(
             "culvert_agent_zds_round_trip",
             "From a request to a proxy to its acknowledgement",
@@ -124,6 +155,22 @@ impl AgentMetrics {
         for (state, count) in [("enrolled", enrolled), ("pending", pending)] {
             self.pods.get_or_create(&StateLabel { state }).set(count as i64);
         }
+    }
+
+    /// A request of the CNI plugin was answered.
+    pub fn plugin_answered(&self, response_code: u16) {
+        self.plugin_requests.get_or_create(&CodeLabel { response_code }).inc();
+    }
+
+    /// The CNI plugin was installed, or could not be.
+    pub fn installed(&self, ok: bool) {
+        let result = if ok { "SUCCESS" } else { "FAILURE" };
+        self.installs.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Whether the CNI plugin is installed now.
+    pub fn install_ready(&self, ready: bool) {
+        self.install_ready.set(ready.into());
     }
 
     /// The agent goes on.

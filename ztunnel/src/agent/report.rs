@@ -3,17 +3,80 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use culvert_k8s_api::status::RedirectionStatus;
 
+use super::annotate::Annotations;
+
+/// Where reports go.
+#[derive(Debug)]
+pub enum Reports {
+    /// One file a pod.
+    Files(Files),
+    /// An annotation of each pod.
+    Annotations(Arc<Annotations>),
+}
+
 /// One file a pod, `<node>/redirection/<uid>.json`.
 #[derive(Debug)]
-pub struct Reports {
+pub struct Files {
     dir: PathBuf,
 }
 
 impl Reports {
+    /// Reports in files under the node's directory.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn open(node_dir: &Path) -> anyhow::Result<Self> {
+        Files::open(node_dir).map(Self::Files)
+    }
+
+    /// Says how far a pod is, or begins to.
+    ///
+    /// # Errors
+    /// It cannot be said.
+    pub fn set(&self, uid: &str, status: &RedirectionStatus) -> anyhow::Result<()> {
+        match self {
+            Self::Files(files) => files.set(uid, status),
+            Self::Annotations(annotations) => {
+                annotations.set(uid, Some(status.redirection));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a pod's report away; none is as good. False while that is under way: it is to be asked again.
+    ///
+    /// # Errors
+    /// It cannot be taken away.
+    pub fn clear(&self, uid: &str) -> anyhow::Result<bool> {
+        match self {
+            Self::Files(files) => files.clear(uid).map(|()| true),
+            Self::Annotations(annotations) => Ok(annotations.clear(uid)),
+        }
+    }
+
+    /// Whether this pod is reported, by whoever did.
+    pub fn is_reported(&self, uid: &str) -> bool {
+        match self {
+            Self::Files(files) => files.get(uid).is_some(),
+            Self::Annotations(annotations) => annotations.get(uid).is_some(),
+        }
+    }
+
+    /// The pods reported by whoever ran here before.
+    pub fn reported(&self) -> Vec<String> {
+        match self {
+            Self::Files(files) => files.reported(),
+            Self::Annotations(annotations) => annotations.reported(),
+        }
+    }
+}
+
+impl Files {
     /// Makes the directory.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use culvert_proto::workload::zds::{
     Ack, Version, WorkloadInfo, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response,
 };
 use culvert_runtime::tasks::{Task, Tasks, Waited};
-use culvert_ztunnel::agent::{AgentConfig, AgentPorts, run_until};
+use culvert_ztunnel::agent::{AgentConfig, AgentPorts, KubernetesConfig, SourceKind, run_until};
 use parking_lot::Mutex;
 use prost::Message;
 use serde_json::{Value, json};
@@ -68,8 +68,9 @@ impl World {
         let (stop, stopped) = oneshot::channel();
         let config = AgentConfig {
             node: "node-a".into(),
-            manifests: self.path("manifests"),
-            state: self.path("state"),
+            source: SourceKind::Directory,
+            manifests: Some(self.path("manifests")),
+            state: Some(self.path("state")),
             zds_socket: None,
             last_good: None,
             node_netns: Some(ns_path(&self.node)),
@@ -78,6 +79,7 @@ impl World {
             kubelet_uid: 0,
             kubelet_cgroup: None,
             ports: self.ports,
+            kubernetes: KubernetesConfig::default(),
         };
         self.agent = Some(stop);
         self.tasks.spawn("agent", async move {

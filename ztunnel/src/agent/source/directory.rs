@@ -1,48 +1,24 @@
 //! What pods there are and which of them join, from a directory of manifests and the status files beside it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use culvert_k8s_api::core::Pod;
 use culvert_k8s_api::enrolment::{self, Settings};
-use culvert_k8s_api::labels;
 use culvert_k8s_api::manifest::{LastGood, Mirror, Scan, scan};
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::{Phase, PodStatus};
-use culvert_k8s_api::values::Port;
-use culvert_net::redirect::RedirectConfig;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{AgentConfig, Desired, exclusions};
+use super::describe::describe;
+use super::{Other, View};
+use crate::agent::AgentConfig;
 
 /// A status file is a few hundred bytes.
 const MAX_STATUS: u64 = 64 * 1024;
-
-/// What the directories say now.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// The pods of this node that should be enrolled.
-    pub desired: Vec<Desired>,
-    /// Those that run here and should not.
-    pub others: Vec<Other>,
-    /// What the kubelet may probe of those that should be, by uid.
-    pub probed: BTreeMap<String, BTreeSet<SocketAddr>>,
-    /// Nothing is missing: no file that cannot be read is without a former content that holds instead.
-    pub complete: bool,
-}
-
-/// A pod that stays outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Other {
-    /// The pod's uid.
-    pub uid: String,
-    /// Its network namespace.
-    pub netns: PathBuf,
-}
 
 type PodKey = (String, String);
 
@@ -68,7 +44,8 @@ impl DirectorySource {
     /// # Errors
     /// A directory that cannot be read.
     pub fn open(config: &AgentConfig) -> anyhow::Result<Self> {
-        let pods = config.state.join("status").join("pods");
+        let (manifests, state) = config.directories()?;
+        let pods = state.join("status").join("pods");
         fs::create_dir_all(&pods).with_context(|| format!("making {}", pods.display()))?;
         let (notify, notices) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -77,16 +54,16 @@ impl DirectorySource {
                 let _ = notify.try_send(());
             }
         })?;
-        for dir in [&config.manifests, &pods] {
+        for dir in [manifests, &pods] {
             watcher
                 .watch(dir, RecursiveMode::Recursive)
                 .with_context(|| format!("watching {}", dir.display()))?;
         }
         let mut last_good = LastGood::default();
-        let mirror = open_mirror(&config.last_good(), &config.manifests, &mut last_good);
+        let mirror = open_mirror(&config.last_good()?, manifests, &mut last_good);
         Ok(Self {
             node: config.node.clone(),
-            manifests: config.manifests.clone(),
+            manifests: manifests.to_owned(),
             pods,
             settings: Settings {
                 excluded_namespaces: config.exclude_namespaces.clone(),
@@ -132,9 +109,7 @@ impl DirectorySource {
             let labels = namespaces.get(status.namespace.as_str()).copied().unwrap_or(&none);
             match pod {
                 Some(pod) if enrolment::decide(pod, labels, &self.settings).joins() => {
-                    let desired = self.describe(pod, status, netns);
-                    view.probed.insert(desired.uid.clone(), probed(&desired.rules, status));
-                    view.desired.push(desired);
+                    view.join(describe(pod, &status.uid, netns, self.dns_capture), &status.pod_ips);
                 }
                 _ => view.others.push(Other { uid: status.uid.clone(), netns }),
             }
@@ -187,39 +162,6 @@ impl DirectorySource {
         }
         status.netns.as_ref().map(PathBuf::from).filter(|path| path.exists())
     }
-
-    fn describe(&self, pod: &Pod, status: &PodStatus, netns: PathBuf) -> Desired {
-        let annotations = &pod.metadata.annotations;
-        let flag = |name: &str| annotations.get(name).map(|value| value == "true");
-        let native_tunnel = enrolment::speaks_hbone(&pod.metadata.labels);
-        let dns = flag(labels::DNS_CAPTURE).unwrap_or(self.dns_capture);
-        let mut rules = RedirectConfig {
-            dns_port: dns.then_some(crate::config::DNS_PORT),
-            bypass_inbound: native_tunnel || flag(labels::BYPASS_INBOUND_CAPTURE).unwrap_or(false),
-            probe_ports: pod.probe_ports().into_iter().map(Port::get).collect(),
-            ..RedirectConfig::default()
-        };
-        let problem = exclusions::apply(annotations, &mut rules);
-        Desired {
-            uid: status.uid.clone(),
-            name: status.name.clone(),
-            namespace: status.namespace.clone(),
-            service_account: pod.service_account().to_owned(),
-            native_tunnel,
-            netns,
-            rules,
-            problem,
-        }
-    }
-}
-
-/// Where nothing inbound is captured, probes need no exemption.
-fn probed(rules: &RedirectConfig, status: &PodStatus) -> BTreeSet<SocketAddr> {
-    if rules.bypass_inbound {
-        return BTreeSet::new();
-    }
-    let ports = |ip| rules.probe_ports.iter().map(move |port| SocketAddr::new(ip, *port));
-    status.pod_ips.iter().copied().flat_map(ports).collect()
 }
 
 /// Without it a restart forgets what bad files said when they were good; that is no reason not to serve.
