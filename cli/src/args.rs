@@ -46,6 +46,13 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Restart programs of the mesh and wait until they are ready
     Restart(RestartArgs),
+    /// Install the mesh in a Kubernetes cluster, or bring it to this version (runs helm with the chart in this program)
+    #[command(
+        after_help = "Examples:\n  culvert install\n  culvert install --context staging --set controller.replicas=2"
+    )]
+    Install(InstallArgs),
+    /// Remove the mesh from a Kubernetes cluster; kinds and policies stay
+    Uninstall(HelmArgs),
     /// Print a completion script
     Completion {
         /// For which shell.
@@ -251,6 +258,43 @@ pub enum RoleArg {
     Agent,
     /// Carries traffic, one a node.
     Proxy,
+}
+
+/// `culvert install`.
+#[derive(Clone, Debug, Args)]
+pub struct InstallArgs {
+    /// Where to, and by what.
+    #[command(flatten)]
+    pub helm: HelmArgs,
+    /// Values from a file; may be repeated
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
+    /// One value, such as mesh.trustDomain=example.org; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Show what would be installed and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Which cluster, and by which helm.
+#[derive(Clone, Debug, Args)]
+pub struct HelmArgs {
+    /// Namespace of the installation
+    #[arg(short, long, default_value = "culvert-system")]
+    pub namespace: String,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The kubeconfig [default: KUBECONFIG, then ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The program helm, version 3
+    #[arg(long = "helm", value_name = "PROGRAM", default_value = "helm")]
+    pub program: PathBuf,
+    /// How long to wait until everything is ready
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub timeout: String,
 }
 
 /// `culvert internal-exec`.

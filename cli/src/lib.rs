@@ -6,6 +6,7 @@ pub mod args;
 mod demo;
 mod down;
 mod explain;
+mod install;
 mod logs;
 mod pod;
 mod restart;
@@ -32,6 +33,8 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => logs::logs(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Restart(args) => restart::restart(&args),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "culvert", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 pub mod book;
+pub mod crds;
 pub mod layers;
 pub mod ledger;
 pub mod mutants;
 pub mod sizes;
 pub mod targets;
+pub mod values;
 
 /// The repository this was built in.
 pub fn root() -> PathBuf {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use culvert_xtask::{book, layers, ledger, mutants, root, sizes};
+use culvert_xtask::{book, crds, layers, ledger, mutants, root, sizes, values};
 
 /// Checks of the repository itself.
 #[derive(Debug, Parser)]
@@ -29,6 +29,10 @@ enum Check {
     Sizes,
     /// Every page of the book is in its table of contents, and every link leads somewhere
     Book,
+    /// The chart's definitions of kinds are fresh; its values, their schema and their page name the same keys
+    Chart,
+    /// Write the chart's definitions of kinds
+    Generate,
     /// Every behaviour in e2e/behaviour.toml has a test that names it, and that ran and passed
     Ledger(ledger::Options),
     /// Nine of ten mutants are noticed by a test, and each survivor in e2e/mutants.toml has a reason
@@ -65,7 +69,12 @@ fn run(cli: &Cli) -> anyhow::Result<Vec<String>> {
     if matches!(cli.check, Check::All | Check::Book) {
         problems.extend(book::check(&root)?);
     }
+    if matches!(cli.check, Check::All | Check::Chart) {
+        problems.extend(crds::check(&root)?);
+        problems.extend(values::check(&root)?);
+    }
     match &cli.check {
+        Check::Generate => crds::generate(&root)?,
         Check::Ledger(options) => problems.extend(ledger::check(&root, *options)?),
         Check::Mutants(options) => problems.extend(mutants::check(&root, options)?),
         // What can be known before the tests run.
