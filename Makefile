@@ -23,7 +23,7 @@ AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RU
 E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale fmt clean setup-build setup-run setup-test setup-deny setup-mutants
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -95,6 +95,9 @@ bench: setup-run build ## What the tunnel costs, beside direct TCP in the same r
 bench-scale: setup-run build ## 100,000 workloads through two proxies, all of them changing; fails where a bound is crossed
 	$(ROOT) $(BIN)/culvert-bench scale --check
 
+cluster-programs: setup-cluster ## Build the real Kubernetes, helm and DNS server that a test cluster needs, into target/k8s/bin
+	e2e/cluster/tools/build $(TARGET)/k8s/bin
+
 fmt: ## Format everything
 	cargo fmt --all
 
@@ -110,6 +113,10 @@ setup-run: setup-build
 setup-test: setup-run
 	@scripts/need ip kill nft
 	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): the tests against Istio's packages need it" >&2; exit 1; }
+
+setup-cluster:
+	@scripts/need ip nft kill etcd containerd runc /usr/lib/cni/bridge
+	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): Kubernetes is built with it" >&2; exit 1; }
 
 setup-deny:
 	@cargo deny --version 2>/dev/null | grep -q ' $(DENY_VERSION)$$' || cargo install cargo-deny --locked --version $(DENY_VERSION)
