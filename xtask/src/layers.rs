@@ -34,7 +34,7 @@ const PRODUCT: &[&str] = &["proto", "model", "runtime", "net", "identity", "hbon
 const AROUND: &[&str] =
     &["proto", "model", "runtime", "net", "identity", "hbone", "xds", "k8s-api", "sandbox"];
 /// What measures a mesh starts it as the end-to-end tests do, and plays a control plane of any size.
-const BENCH: &[&str] = &["e2e", "proto", "runtime", "identity", "xds", "k8s-api"];
+const BENCH: &[&str] = &["e2e", "proto", "runtime", "net", "identity", "xds", "k8s-api"];
 
 /// Decisions are pure: the crate that makes them reaches none of these, over no number of steps.
 const PURE: &str = "model";

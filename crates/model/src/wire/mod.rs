@@ -289,3 +289,18 @@ pub(crate) fn encode_gateway(gateway: &GatewayAddress) -> proto::GatewayAddress 
     };
     proto::GatewayAddress { hbone_mtls_port: gateway.hbone_port.into(), destination: Some(destination) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespaced_name_has_both_parts_and_no_third() {
+        let good = namespaced("hostname", "shop/Cart.shop.svc.").unwrap();
+        assert_eq!((&*good.namespace, &*good.hostname), ("shop", "cart.shop.svc"));
+        for bad in ["cart", "shop/", "shop/a/b", ""] {
+            let error = namespaced("hostname", bad).unwrap_err();
+            assert_eq!(error, ValueError::Name { field: "hostname", value: bad.into() });
+        }
+    }
+}
