@@ -19,11 +19,11 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours: see interop.
-E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours, `api_server` those of Kubernetes: see interop and api-server.
+E2E := $(filter-out ambient api_server,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,6 +46,7 @@ test: ## Everything a change must pass (what .ci/run runs); installs what it lac
 test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark
 	@# culvert-runtime's one ignored test is the child of another.
 	$(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
+	@$(MAKE) --no-print-directory api-server
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-scale
 
@@ -97,6 +98,10 @@ bench-scale: setup-run build ## 100,000 workloads through two proxies, all of th
 
 cluster-programs: setup-cluster ## Build the real Kubernetes, helm and DNS server that a test cluster needs, into target/k8s/bin
 	e2e/cluster/tools/build $(TARGET)/k8s/bin
+
+api-server: setup-test build cluster-programs ## The controller, the chart and a proxy's tokens under a real Kubernetes API server
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(abspath $(TARGET))/k8s/bin \
+		cargo test --locked --workspace $(call E2E_FLAGS,api_server) --nocapture
 
 fmt: ## Format everything
 	cargo fmt --all

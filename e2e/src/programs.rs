@@ -29,5 +29,7 @@ fn directories() -> Vec<PathBuf> {
         return vec![PathBuf::from(directory)];
     }
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    vec![target.join("release"), target.join("debug")]
+    // `make build` names the target, so that the programs are static.
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    vec![target.join(host).join("release"), target.join("release"), target.join("debug")]
 }
