@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::enrol::Enroller;
 use super::metrics::AgentMetrics;
-use super::source::{Announced, Source};
+use super::plan::Enrolled;
+use super::source::{Announced, Source, View};
 use crate::agent::attest::Rules;
 use crate::cni::{AddRequest, ENROL, MAX_REQUEST, PATH};
 
@@ -85,18 +86,12 @@ impl Waiters {
         }
     }
 
-    /// After a pass: whoever may start is told, and whoever waited too long that it may not.
-    pub fn answer<R: Rules>(&mut self, source: &mut Source, enroller: &Enroller<R>) {
+    /// After a pass over `view`: whoever may start is told, and whoever waited too long that it may not.
+    pub fn answer<R: Rules>(&mut self, source: &mut Source, view: &View, enroller: &Enroller<R>) {
         for waiter in std::mem::take(&mut self.waiting) {
             let verdict = match source.announce(&waiter.pod) {
                 None => Err("no such pod of this node is known to the API server"),
-                Some(uid) => match enroller.progress(&uid) {
-                    None => Ok(()),
-                    Some(it) if !it.rules_installed => Err("its rules cannot be written"),
-                    Some(it) if it.pod.netns != waiter.pod.netns => Err("it has another namespace"),
-                    Some(it) if !it.acknowledged => Err("no proxy has acknowledged it"),
-                    Some(_) => Ok(()),
-                },
+                Some(uid) => may_start(&uid, &waiter.pod.netns, view, enroller.progress(&uid)),
             };
             match verdict {
                 Err(_) if Instant::now() < waiter.until => self.waiting.push(waiter),
@@ -104,6 +99,19 @@ impl Waiters {
                 verdict => drop(waiter.answer.send(verdict.map_err(str::to_owned))),
             }
         }
+    }
+}
+
+/// Whether a pod may start after a pass over `view`. Only one that the pass itself found to stay outside may without rules: another
+/// may have become known after it, or not have been found by it.
+fn may_start(uid: &str, netns: &Path, view: &View, progress: Option<&Enrolled>) -> Result<(), &'static str> {
+    match progress {
+        None if view.others.iter().any(|other| other.uid == uid) => Ok(()),
+        None => Err("whether it is to be enrolled is not known yet"),
+        Some(it) if !it.rules_installed => Err("its rules cannot be written"),
+        Some(it) if it.pod.netns != netns => Err("it has another namespace"),
+        Some(it) if !it.acknowledged => Err("no proxy has acknowledged it"),
+        Some(_) => Ok(()),
     }
 }
 
@@ -192,6 +200,7 @@ async fn read(stream: &mut UnixStream) -> io::Result<AddRequest> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::source::Other;
     use super::*;
 
     async fn post(socket: &Path, text: String) -> String {
@@ -205,6 +214,17 @@ mod tests {
     fn request() -> String {
         let body = r#"{"Netns":"/run/netns/x","PodName":"a","PodNamespace":"shop","IPs":["100.64.1.2"]}"#;
         format!("POST /cmdadd HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    /// C17: nothing known is not the same as known to stay outside.
+    #[test]
+    fn a_pod_that_the_pass_did_not_see_may_not_start() {
+        let netns = Path::new("/run/netns/x");
+        let mut view = View { complete: true, ..View::default() };
+        assert!(may_start("a", netns, &view, None).is_err());
+        view.others.push(Other { uid: "a".into(), netns: netns.into() });
+        assert_eq!(may_start("a", netns, &view, None), Ok(()));
+        assert!(may_start("b", netns, &view, None).is_err());
     }
 
     /// C16, C17, C22.

@@ -283,7 +283,7 @@ async fn serve(
         match source.view() {
             Ok(view) => {
                 enroller.pass(&view).await;
-                waiters.answer(&mut source, &enroller);
+                waiters.answer(&mut source, &view, &enroller);
             }
             // What should be is not known: what is stays, rather than un-enrolling everyone.
             Err(error) => tracing::warn!(error = format!("{error:#}"), "pods cannot be listed"),

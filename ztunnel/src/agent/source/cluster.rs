@@ -140,6 +140,12 @@ impl Cluster {
     pub fn take(&self, key: &PodKey) {
         self.tables.lock().pods.rows.remove(key);
     }
+
+    /// Takes a namespace out.
+    #[cfg(test)]
+    pub fn take_namespace(&self, name: &str) {
+        self.tables.lock().namespaces.rows.remove(&(String::new(), name.to_owned()));
+    }
 }
 
 /// A list that is under way replaces the rows only when it is whole: a relist removes nobody for a moment.

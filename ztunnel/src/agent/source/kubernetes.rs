@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use culvert_k8s_api::enrolment::{self, Settings};
-use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::Phase;
 
 use super::cluster::{Cluster, PodEntry, PodKey};
@@ -75,7 +74,6 @@ impl KubernetesSource {
         self.announced.retain(|uid, _| pods.iter().any(|pod| pod.status.uid == *uid));
         let mut view = View { complete: true, ..View::default() };
         let mut looked = false;
-        let none = Arc::new(StringMap::new());
         for pod in &pods {
             let Some(ips) = self.runs(pod) else { continue };
             let Some(netns) = self.netns(pod, &mut looked)? else {
@@ -86,7 +84,8 @@ impl KubernetesSource {
                 );
                 continue;
             };
-            let labels = namespaces.get(&pod.status.namespace).unwrap_or(&none);
+            // The two watches are not in step: a pod of a new namespace may be seen first, and must not pass for one that stays outside.
+            let Some(labels) = namespaces.get(&pod.status.namespace) else { continue };
             if enrolment::decide(&pod.object, labels, &self.settings).joins() {
                 view.join(describe(&pod.object, &pod.status.uid, netns, self.dns_capture), &ips);
             } else {
@@ -188,6 +187,22 @@ mod tests {
         cluster.take(&said.key);
         source.view().unwrap();
         assert!(source.announced.is_empty());
+    }
+
+    /// C17.
+    #[test]
+    fn a_pod_of_a_namespace_that_was_not_seen_yet_is_neither_inside_nor_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Arc::new(Cluster::default());
+        let mut source = source(&cluster, dir.path());
+        let netns = dir.path().join("cni-1");
+        fs::write(&netns, "").unwrap();
+        cluster.put(pod("Pending", None), &[]);
+        source.announce(&announced(netns, None)).unwrap();
+        assert_eq!(source.view().unwrap().others.len(), 1);
+        cluster.take_namespace("shop");
+        let view = source.view().unwrap();
+        assert_eq!((view.desired.len(), view.others.len()), (0, 0));
     }
 
     /// C26, C34.
