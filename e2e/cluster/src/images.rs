@@ -30,16 +30,22 @@ pub struct Image {
 }
 
 impl Image {
-    /// One static program.
-    #[must_use]
-    pub fn of_program(name: &str, program: &Path) -> Self {
+    /// One program. One that is not static (of an unoptimised build) brings the libraries that it loads.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn of_program(name: &str, program: &Path) -> Result<Self> {
+        ensure!(program.is_file(), "{} is missing", program.display());
         let file = program.file_name().unwrap_or_default().to_string_lossy();
-        Self {
+        let mut copies: Vec<_> =
+            libraries(program)?.into_iter().map(|it| (it.clone(), it.display().to_string())).collect();
+        copies.push((program.to_owned(), format!("/{file}")));
+        Ok(Self {
             names: vec![name.to_owned()],
-            copies: vec![(program.to_owned(), format!("/{file}"))],
+            copies,
             entrypoint: vec![format!("/{file}")],
             environment: Vec::new(),
-        }
+        })
     }
 
     /// Programs of this machine with every library that they load: an application image for tests, made of what Debian installed.
@@ -122,7 +128,7 @@ impl Image {
 /// The archive of [`PAUSE`].
 pub(crate) fn pause(files: &Files, program: &Path) -> Result<PathBuf> {
     let archive = files.at("pause.tar");
-    Image::of_program(PAUSE, program).write(&files.at("image"), &archive)?;
+    Image::of_program(PAUSE, program)?.write(&files.at("image"), &archive)?;
     Ok(archive)
 }
 

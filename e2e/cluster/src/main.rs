@@ -81,12 +81,12 @@ fn main() -> Result<()> {
         }
         Action::Image { name, program, archive } => {
             let scratch = archive.with_extension("scratch");
-            Image::of_program(name, program).write(&scratch, archive)
+            Image::of_program(name, program)?.write(&scratch, archive)
         }
         Action::Load { name, program } => {
             let cluster = open()?;
             let archive = files.at("image.tar");
-            Image::of_program(name, program).write(&files.at("image"), &archive)?;
+            Image::of_program(name, program)?.write(&files.at("image"), &archive)?;
             cluster.import(&archive)?;
             Ok(std::fs::remove_file(archive)?)
         }

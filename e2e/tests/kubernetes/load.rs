@@ -110,7 +110,7 @@ impl<'a> Load<'a> {
         let last = self.world.api.wait("the load's end", patience, |_| {
             Ok(self.lines()?.into_iter().find(|line| line["total"].is_u64()))
         })?;
-        let failures = self.lines()?.iter().filter_map(|line| {
+        let failures = self.lines()?.into_iter().filter_map(|line| {
             Some((line["failed_at"].as_f64()?, line["error"].as_str().unwrap_or_default().to_owned()))
         });
         let outcome = Outcome {

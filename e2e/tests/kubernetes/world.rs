@@ -256,7 +256,7 @@ fn kubernetes() -> Result<PathBuf> {
 /// Ours, and one that stands for both images of the examples: programs of this machine under their names.
 fn images() -> Result<Vec<Image>> {
     let ours = |program: &str| {
-        Ok(Image::of_program(&format!("docker.io/culvert/{program}:{TAG}"), &programs::program(program)?))
+        Image::of_program(&format!("docker.io/culvert/{program}:{TAG}"), &programs::program(program)?)
     };
     let application = Image::of_machine(
         &["docker.io/curlimages/curl:8.16.0", "docker.io/library/python:3.13-alpine", "culvert.test/peer:1"],
