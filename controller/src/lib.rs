@@ -8,6 +8,7 @@ pub mod app;
 pub mod args;
 pub mod auth;
 pub mod ca;
+pub mod gateways;
 pub mod index;
 pub mod kubernetes;
 pub mod metrics;

@@ -21,7 +21,7 @@ struct Edit {
 }
 
 fn edits() -> impl Strategy<Value = Vec<Vec<Edit>>> {
-    let edit = (0u8..13, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
+    let edit = (0u8..15, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
         |(what, namespace, name, look, remove)| Edit {
             what,
             namespace: NAMESPACES[namespace],
@@ -85,7 +85,13 @@ fn pod_status(namespace: &str, name: u8, look: u8) -> PodStatus {
 
 fn manifest(edit: &Edit) -> String {
     let Edit { what, namespace, name, look, .. } = edit;
-    let meta = format!("metadata: {{name: {{}}, namespace: {namespace}, labels: {{app: l{look}}}}}");
+    // Some are bound to a waypoint of another namespace, some are what a waypoint is made of.
+    let more = match (what, look) {
+        (0 | 1 | 3, 1) => ", istio.io/use-waypoint: w0, istio.io/use-waypoint-namespace: a",
+        (0 | 1 | 3, 3) => ", gateway.networking.k8s.io/gateway-name: w1",
+        _ => "",
+    };
+    let meta = format!("metadata: {{name: {{}}, namespace: {namespace}, labels: {{app: l{look}{more}}}}}");
     let meta = |prefix: &str| meta.replace("{}", &format!("{prefix}{name}"));
     match what {
         0 => format!(
@@ -127,6 +133,17 @@ fn manifest(edit: &Edit) -> String {
         12 => format!(
             "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{}\nspec: {{endpointSelector: {{}}}}",
             meta("o")
+        ),
+        13 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w{name}, namespace: {namespace}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{gatewayClassName: {}, listeners: [{{name: mesh, port: 1500{look}, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {}}}}}}}]}}\n{}",
+            ["service", "workload", "all", "none"][usize::from(*look)],
+            if look % 2 == 0 { "culvert-waypoint" } else { "c1" },
+            if *name == 0 { "All" } else { "Same" },
+            if look % 2 == 0 { "" } else { "status: {addresses: [{value: 10.9.9.9}]}" },
+        ),
+        14 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
+            if look % 2 == 0 { "workload" } else { "all" }
         ),
         6 => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"

@@ -12,7 +12,8 @@ use super::endpoints::{Endpoint, Targets, entry_ports, entry_protocol, tcp_ports
 use super::pods::{canonical_name, canonical_revision, speaks_hbone, tunnel};
 use super::services::{ip_bytes, network_address};
 use super::view::View;
-use super::{Names, Translation, vip, waypoint};
+use super::waypoints::{Asks, Traffic};
+use super::{Names, Translation, vip};
 
 /// The hosts of all ServiceEntries that are sent.
 pub(super) struct Hosts<'a> {
@@ -153,12 +154,11 @@ fn service(
         addresses: written.chain(allocated).collect(),
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint(
-            &meta.labels,
-            view.namespace_labels(&meta.namespace),
-            &meta.namespace,
-            &view.settings.cluster_domain,
-        ),
+        waypoint: view.waypoint(Asks {
+            labels: &meta.labels,
+            namespace: &meta.namespace,
+            traffic: Traffic::Service,
+        }),
         load_balancing: passthrough.then(|| proto::LoadBalancing {
             mode: Mode::Passthrough.into(),
             ..proto::LoadBalancing::default()
@@ -223,6 +223,7 @@ fn workload(
 ) -> proto::Workload {
     let settings = view.settings;
     let native = speaks_hbone(labels);
+    let asks = Asks { labels: &meta.labels, namespace: &meta.namespace, traffic: Traffic::Workload };
     let network = if spec.network.is_empty() { &settings.network } else { &spec.network };
     let mut locality = spec.locality.split('/').map(str::to_owned);
     let mut part = || locality.next().unwrap_or_default();
@@ -238,7 +239,7 @@ fn workload(
         trust_domain: settings.trust_domain.clone(),
         service_account: if spec.service_account.is_empty() { "default" } else { &spec.service_account }
             .to_owned(),
-        waypoint: waypoint(&meta.labels, None, &meta.namespace, &settings.cluster_domain),
+        waypoint: view.waypoint(asks),
         canonical_name: canonical_name(labels, &meta.name),
         canonical_revision: canonical_revision(labels),
         workload_type: proto::WorkloadType::Pod.into(),

@@ -11,7 +11,8 @@ use super::endpoints::{Endpoint, Targets};
 use super::network_policy::NetworkPolicies;
 use super::services::ip_bytes;
 use super::view::View;
-use super::{Names, Translation, waypoint};
+use super::waypoints::{Asks, Traffic};
+use super::{Names, Translation};
 
 /// Converts every pod that has an address and has not ended (D17).
 pub(super) fn convert_all(
@@ -40,6 +41,7 @@ pub(super) fn convert_all(
 
 fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
     let (meta, settings) = (&pod.metadata, view.settings);
+    let asks = Asks { labels: &meta.labels, namespace: &meta.namespace, traffic: Traffic::Workload };
     let host = pod.spec.host_network;
     let native = !host && speaks_hbone(&meta.labels);
     let redirected = view
@@ -60,8 +62,7 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
         tunnel_protocol: tunnel(hbone).into(),
         trust_domain: settings.trust_domain.clone(),
         service_account: pod.service_account().to_owned(),
-        // A pod is bound by its own label only: a waypoint for a namespace serves its services unless it says otherwise.
-        waypoint: waypoint(&meta.labels, None, &meta.namespace, &settings.cluster_domain),
+        waypoint: view.waypoint(asks),
         node: status.node_name.clone(),
         canonical_name: canonical_name(&meta.labels, workload_name),
         canonical_revision: canonical_revision(&meta.labels),

@@ -10,6 +10,7 @@ use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
 use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
 
 use super::MeshSettings;
+use super::waypoints::Gateways;
 use crate::index::World;
 
 /// Name within a namespace: `(namespace, name)`.
@@ -28,6 +29,7 @@ pub(super) struct View<'a> {
     pub workload_entries: BTreeMap<Key<'a>, &'a WorkloadEntry>,
     pub network_policies: Vec<&'a NetworkPolicy>,
     pub other_network_policies: Vec<&'a OtherNetworkPolicy>,
+    pub gateways: Gateways<'a>,
 }
 
 impl<'a> View<'a> {
@@ -45,6 +47,7 @@ impl<'a> View<'a> {
             workload_entries: BTreeMap::new(),
             network_policies: Vec::new(),
             other_network_policies: Vec::new(),
+            gateways: Gateways::default(),
         };
         for manifest in world.objects.values() {
             view.add(&manifest.object);
@@ -82,6 +85,12 @@ impl<'a> View<'a> {
             }
             Object::NetworkPolicy(it) => self.network_policies.push(it),
             Object::OtherNetworkPolicy(it) => self.other_network_policies.push(it),
+            Object::Gateway(it) => {
+                self.gateways.gateways.insert(key, it);
+            }
+            Object::GatewayClass(it) => {
+                self.gateways.classes.insert(&meta.name, it);
+            }
             Object::ServiceAccount(_) => {}
         }
     }

@@ -89,6 +89,22 @@ pub fn load_dir(dir: &Path) -> Result<Loaded, DirError> {
     Ok(state.loaded())
 }
 
+/// Reads text that stands in another object, within the bounds of a manifest: one YAML document that is a map, or nothing.
+///
+/// # Errors
+/// In words, with the line.
+pub fn yaml_map(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    let documents = tree::parse(text).map_err(|error| format!("line {}: {}", error.line, error.reason))?;
+    match documents.as_slice() {
+        [] => Ok(serde_json::Map::new()),
+        [one] => match one.to_json() {
+            serde_json::Value::Object(map) => Ok(map),
+            _ => Err("is no map".to_owned()),
+        },
+        _ => Err("holds more than one document".to_owned()),
+    }
+}
+
 macro_rules! iterate {
     ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
         impl Loaded {
