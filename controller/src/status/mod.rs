@@ -38,10 +38,20 @@ use std::sync::Arc;
 use culvert_runtime::drain::DrainWatcher;
 use culvert_runtime::metrics::Metrics;
 use culvert_runtime::tasks::Tasks;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+mod engine;
+mod follow;
 pub mod kinds;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod write;
 
 /// A kind whose status is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,7 +82,7 @@ pub struct Target {
 pub struct Wanted {
     /// The object that this was found out of; empty if any of the name will do.
     pub uid: String,
-    /// Its generation then; `None` if the status is true of any.
+    /// Its generation then; `None` if the status is true of any, as one that says what is wrong with an object that was not taken.
     pub generation: Option<i64>,
     /// The fields of `status`. Conditions are without time and generation.
     pub status: Map<String, Value>,
@@ -125,13 +135,35 @@ pub fn contribution(
 
 /// Starts to write what `contributions` want, whenever this replica leads, until `drain` starts.
 pub fn start(
-    _client: kube::Client,
-    _contributions: Vec<Contribution>,
-    _leading: watch::Receiver<bool>,
-    _metrics: &Metrics,
-    _tasks: &Tasks,
-    _drain: DrainWatcher,
+    client: kube::Client,
+    contributions: Vec<Contribution>,
+    leading: watch::Receiver<bool>,
+    metrics: &Metrics,
+    tasks: &Tasks,
+    drain: DrainWatcher,
 ) {
+    let counters = Counters::default();
+    metrics.register(|registry| {
+        let registry = registry.sub_registry_with_prefix("culvert_controller_status");
+        registry.register("writes", "Writes of status, by what became of them", counters.writes.clone());
+        let help = "Objects whose status is yet to be looked at or to be tried again";
+        registry.register("waiting", help, counters.waiting.clone());
+    });
+    let writer = write::Writer::new(write::KubeStatuses(client.clone()), contributions, counters);
+    let watch = follow::Follow { client, tasks: tasks.clone() };
+    tasks.spawn("status", writer.run(watch, leading, drain));
+}
+
+/// What was written.
+#[derive(Clone, Debug, Default)]
+struct Counters {
+    writes: Family<Became, Counter>,
+    waiting: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Became {
+    outcome: &'static str,
 }
 
 impl Publisher {
@@ -157,11 +189,12 @@ impl Wanted {
         Self { uid: uid.into(), generation, status: Map::new() }
     }
 
-    /// With one more condition of the object itself.
+    /// With one more condition of the object itself, in place of one of the same type.
     #[must_use]
     pub fn condition(mut self, condition: Condition) -> Self {
         let conditions = self.status.entry("conditions").or_insert_with(|| json!([]));
         if let Some(conditions) = conditions.as_array_mut() {
+            conditions.retain(|other| other["type"] != condition.r#type);
             conditions.push(condition.to_json());
         }
         self
