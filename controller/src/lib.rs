@@ -14,4 +14,5 @@ pub mod kubernetes;
 pub mod metrics;
 pub mod serve;
 pub mod sources;
+pub mod status;
 pub mod translate;
