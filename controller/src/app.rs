@@ -28,6 +28,7 @@ use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving
 use crate::index::{Index, Snapshot};
 use crate::kubernetes::{self, Replica};
 use crate::metrics::ControllerMetrics;
+use crate::provision::{self, run::Provisioner};
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
 use crate::serve::{admin, listener};
@@ -35,6 +36,7 @@ use crate::sources::Source;
 use crate::sources::directory::Directory;
 use crate::sources::kubernetes::Kubernetes;
 use crate::sources::watch::Watch;
+use crate::status;
 
 /// A client that is gone without a word is noticed after both.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -80,7 +82,7 @@ impl App {
         let readiness = Readiness::new();
         let starting = readiness.register("listening");
 
-        let Parts { source, authority, authenticator } = match args.source {
+        let Parts { source, authority, authenticator, writes } = match args.source {
             SourceKind::Directory => from_directories(args)?,
             SourceKind::Kubernetes => from_kubernetes(args, &metrics, &tasks, &drain).await?,
         };
@@ -91,6 +93,10 @@ impl App {
         let mut writer = Writer::new(args, source, &metrics);
         writer.first().await?;
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
+
+        if let Some(writes) = writes {
+            writes.start(args, snapshots.clone(), &metrics, &tasks, &drain);
+        }
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
@@ -228,6 +234,35 @@ struct Parts {
     source: Source,
     authority: Arc<Authority>,
     authenticator: Arc<dyn NodeAuthenticator>,
+    writes: Option<Writes>,
+}
+
+/// Who writes to the API server what follows from snapshots.
+struct Writes {
+    client: kube::Client,
+    leading: watch::Receiver<bool>,
+}
+
+impl Writes {
+    fn start(
+        self,
+        args: &Args,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        metrics: &Metrics,
+        tasks: &Tasks,
+        drain: &DrainWatcher,
+    ) {
+        let provisioner = Provisioner {
+            client: self.client.clone(),
+            namespace: args.pod_namespace.clone(),
+            compat: args.compat,
+            settings: args.waypoints(),
+        };
+        let leading = self.leading.clone();
+        let contributions =
+            provision::start(provisioner, args.mesh(), snapshots, leading, tasks, drain.clone());
+        status::start(self.client, contributions.into(), self.leading, metrics, tasks, drain.clone());
+    }
 }
 
 fn from_directories(args: &Args) -> anyhow::Result<Parts> {
@@ -242,6 +277,7 @@ fn from_directories(args: &Args) -> anyhow::Result<Parts> {
         source: Source::Directory { directory, watch, tokens: tokens.clone() },
         authority: Arc::new(authority),
         authenticator: Arc::new(Tokens(tokens)),
+        writes: None,
     })
 }
 
@@ -259,9 +295,10 @@ async fn from_kubernetes(
     };
     let identity = kubernetes::start(client.clone(), replica, metrics, tasks, drain.clone()).await?;
     Ok(Parts {
-        source: Source::Kubernetes(Box::new(Kubernetes::start(client, tasks))),
+        source: Source::Kubernetes(Box::new(Kubernetes::start(client.clone(), tasks))),
         authority: identity.authority,
         authenticator: identity.authenticator,
+        writes: Some(Writes { client, leading: identity.leading }),
     })
 }
 

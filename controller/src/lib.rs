@@ -12,6 +12,7 @@ pub mod gateways;
 pub mod index;
 pub mod kubernetes;
 pub mod metrics;
+pub mod provision;
 pub mod serve;
 pub mod sources;
 pub mod status;

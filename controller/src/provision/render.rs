@@ -45,17 +45,38 @@ pub struct Rendered {
     pub object: Map<String, Value>,
 }
 
+/// Why nothing can be rendered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// A reason of the Gateway's condition `Accepted`.
+    pub reason: &'static str,
+    /// For a person.
+    pub message: String,
+}
+
+impl Invalid {
+    /// What the Gateway itself says cannot be.
+    pub fn gateway(message: String) -> Self {
+        Self { reason: "Invalid", message }
+    }
+
+    /// What a ConfigMap says cannot be.
+    pub fn parameters(message: String) -> Self {
+        Self { reason: "InvalidParameters", message }
+    }
+}
+
 /// Renders. `overlays` are laid over it in their order: those of the class first, those of the Gateway last.
 ///
 /// # Errors
-/// In words, if the Gateway or an overlay asks for what cannot be.
+/// If the Gateway or an overlay asks for what cannot be.
 pub fn render(
     gateway: &Gateway,
     port: u16,
     overlays: &[&Overlays],
     settings: &Settings,
-) -> Result<Vec<Rendered>, String> {
-    let name = gateways::name_of(gateway)?;
+) -> Result<Vec<Rendered>, Invalid> {
+    let name = gateways::name_of(gateway).map_err(Invalid::gateway)?;
     let account = gateway.metadata.annotations.get(labels::GATEWAY_SERVICE_ACCOUNT);
     let made = Made { gateway, name, account: account.map_or(name, String::as_str), settings };
     let mut rendered = Vec::new();
@@ -65,8 +86,8 @@ pub fn render(
             // One that exists already is somebody else's.
             Part::ServiceAccount if account.is_some() => continue,
             Part::ServiceAccount => json!({ "automountServiceAccountToken": false }),
-            Part::Service => made.service(port)?,
-            Part::Deployment => made.deployment()?,
+            Part::Service => made.service(port).map_err(Invalid::gateway)?,
+            Part::Deployment => made.deployment().map_err(Invalid::gateway)?,
             Part::HorizontalPodAutoscaler | Part::PodDisruptionBudget if wanted.is_empty() => continue,
             Part::HorizontalPodAutoscaler => made.autoscaler(),
             Part::PodDisruptionBudget => json!({ "spec": { "selector": { "matchLabels": made.selector() } } }),
@@ -74,9 +95,9 @@ pub fn render(
         let Value::Object(mut object) = object else { continue };
         object.insert("metadata".to_owned(), made.metadata());
         for overlay in wanted {
-            merge(&mut object, overlay, part.key())?;
+            merge(&mut object, overlay, part.key()).map_err(Invalid::parameters)?;
         }
-        made.own(part, &mut object)?;
+        made.own(part, &mut object).map_err(Invalid::parameters)?;
         rendered.push(Rendered { part, object });
     }
     Ok(rendered)
@@ -271,4 +292,4 @@ impl Made<'_> {
 
 #[cfg(test)]
 #[path = "render_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -106,7 +106,7 @@ fn annotations_change_name_account_and_type() {
     assert_eq!(part(&all, "Service")["spec"]["type"], "LoadBalancer");
     let odd = gateway(", annotations: {networking.istio.io/service-type: ExternalName}", "");
     let error = render(&odd, 15008, &[], &settings()).unwrap_err();
-    assert!(error.contains("service-type") && error.contains("ExternalName"), "{error}");
+    assert!(error.message.contains("service-type") && error.message.contains("ExternalName"), "{error:?}");
 }
 
 /// D57: clients use the listener's port, the program its own.

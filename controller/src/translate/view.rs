@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use culvert_k8s_api::Object;
+use culvert_k8s_api::{Kind, Object, ObjectKey};
 use culvert_k8s_api::core::{Node, Pod, Service};
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
@@ -34,7 +34,26 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     pub fn new(world: &'a World, settings: &'a MeshSettings) -> Self {
-        let mut view = Self {
+        let mut view = Self::empty(world, settings);
+        for manifest in world.objects.values() {
+            view.add(&manifest.object);
+        }
+        view
+    }
+
+    /// Of these kinds alone.
+    pub fn of(world: &'a World, settings: &'a MeshSettings, kinds: &[Kind]) -> Self {
+        let mut view = Self::empty(world, settings);
+        for kind in kinds {
+            let first = ObjectKey { kind: *kind, namespace: String::new(), name: String::new() };
+            let all = world.objects.range(first..).take_while(|(key, _)| key.kind == *kind);
+            all.for_each(|(_, manifest)| view.add(&manifest.object));
+        }
+        view
+    }
+
+    fn empty(world: &'a World, settings: &'a MeshSettings) -> Self {
+        Self {
             world,
             settings,
             namespaces: BTreeMap::new(),
@@ -48,11 +67,7 @@ impl<'a> View<'a> {
             network_policies: Vec::new(),
             other_network_policies: Vec::new(),
             gateways: Gateways::default(),
-        };
-        for manifest in world.objects.values() {
-            view.add(&manifest.object);
         }
-        view
     }
 
     fn add(&mut self, object: &'a Object) {

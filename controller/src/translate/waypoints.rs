@@ -9,12 +9,15 @@ use std::net::IpAddr;
 
 use culvert_k8s_api::gateway::{Gateway, GatewayClass};
 use culvert_k8s_api::labels;
-use culvert_k8s_api::meta::StringMap;
+use culvert_k8s_api::meta::{ObjectMeta, StringMap};
+use culvert_k8s_api::object::Kind;
 use culvert_proto::workload::{GatewayAddress, NamespacedHostname, gateway_address};
 
+use super::MeshSettings;
 use super::services::network_address;
 use super::view::View;
 use crate::gateways::{self, Owner};
+use crate::index::World;
 
 /// What is sent through a waypoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +209,49 @@ impl View<'_> {
         let rest = rest.and_then(|rest| rest.strip_suffix(".svc."));
         rest.and_then(|rest| rest.rsplit_once('.')).map_or(home, |(_, namespace)| namespace).to_owned()
     }
+}
+
+/// What is bound, and whether.
+#[derive(Clone, Debug)]
+pub struct Binding<'a> {
+    /// `Service`, `ServiceEntry` or `WorkloadEntry`.
+    pub kind: Kind,
+    /// The object's.
+    pub metadata: &'a ObjectMeta,
+    /// What became of it.
+    pub bound: Bound,
+}
+
+/// Kinds that a binding depends on.
+pub const BOUND_BY: [Kind; 6] = [
+    Kind::Namespace,
+    Kind::Service,
+    Kind::ServiceEntry,
+    Kind::WorkloadEntry,
+    Kind::Gateway,
+    Kind::GatewayClass,
+];
+
+/// Every binding that somebody asked for and that has a status to say it in (D44).
+pub fn bindings<'a>(world: &'a World, settings: &'a MeshSettings) -> Vec<Binding<'a>> {
+    let view = View::of(world, settings, &BOUND_BY);
+    let mut all = Vec::new();
+    let mut add = |kind, metadata: &'a ObjectMeta, traffic| {
+        let asks = Asks { labels: &metadata.labels, namespace: &metadata.namespace, traffic };
+        if let Some(bound) = view.bound(asks) {
+            all.push(Binding { kind, metadata, bound });
+        }
+    };
+    for service in view.services.values() {
+        add(Kind::Service, &service.metadata, Traffic::Service);
+    }
+    for entry in view.service_entries.values() {
+        add(Kind::ServiceEntry, &entry.metadata, Traffic::Service);
+    }
+    for entry in view.workload_entries.values() {
+        add(Kind::WorkloadEntry, &entry.metadata, Traffic::Workload);
+    }
+    all
 }
 
 fn by_name(namespace: &str, hostname: String, port: u16) -> GatewayAddress {
