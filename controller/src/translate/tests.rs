@@ -498,3 +498,4 @@ fn whom_network_policies_select() {
 }
 
 mod modes;
+mod waypoints;
