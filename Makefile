@@ -19,8 +19,10 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours, `api_server` those of Kubernetes: see interop and api-server.
-E2E := $(filter-out ambient api_server,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours, `api_*` those of Kubernetes: see interop and api-server.
+ALL_E2E := $(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs))))
+E2E := $(filter-out ambient api_%,$(ALL_E2E))
+API := $(filter api_%,$(ALL_E2E))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
 .PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
@@ -101,7 +103,7 @@ cluster-programs: setup-cluster ## Build the real Kubernetes, helm and DNS serve
 
 api-server: setup-test build cluster-programs ## The controller, the chart and a proxy's tokens under a real Kubernetes API server
 	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(abspath $(TARGET))/k8s/bin \
-		cargo test --locked --workspace $(call E2E_FLAGS,api_server) --nocapture
+		cargo test --locked --workspace $(call E2E_FLAGS,$(API)) --nocapture
 
 fmt: ## Format everything
 	cargo fmt --all
