@@ -62,6 +62,9 @@ pub async fn run(
                 looked = Some(world);
                 next = Instant::now() + PAUSE;
                 due = false;
+            } else if !due {
+                // Nothing of this was about bindings: the next look need not pass over it again.
+                looked = Some(world);
             }
         } else {
             looked = None;

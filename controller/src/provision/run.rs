@@ -14,8 +14,8 @@ use imbl::OrdMap;
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt, utils::StreamBackoff};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -73,7 +73,7 @@ pub async fn run(
     loop {
         tokio::select! {
             _ = drain.started() => return,
-            leads = leading.wait_for(|leads| *leads) => if leads.is_err() { return },
+            leads = becomes(&mut leading, true) => if !leads { return },
         }
         let term = Term::new(&provisioner);
         tokio::select! {
@@ -81,6 +81,11 @@ pub async fn run(
             () = term.lead(&mut snapshots, leading.clone(), &state) => {}
         }
     }
+}
+
+/// Waits; false if nobody decides that any more.
+async fn becomes(leading: &mut watch::Receiver<bool>, wanted: bool) -> bool {
+    leading.wait_for(|leads| *leads == wanted).await.is_ok()
 }
 
 /// One time of leading: nothing of it is known in the next.
@@ -140,7 +145,7 @@ impl<'a> Term<'a> {
             tokio::select! {
                 biased;
                 // The right to write goes first.
-                gone = leading.wait_for(|leads| !leads) => { drop(gone); return; }
+                _ = becomes(&mut leading, false) => return,
                 // Everything that is known already comes before a write.
                 Some((watched, event)) = self.streams.next() => self.take(watched, event),
                 Ok(()) = snapshots.changed() => {}
@@ -355,8 +360,7 @@ pub fn of_kind(
 }
 
 fn events(api: Api<DynamicObject>, config: watcher::Config) -> Events {
-    let stream: StreamBackoff<_, _> = watcher(api, config.page_size(PAGE)).default_backoff();
-    Box::pin(stream)
+    Box::pin(watcher(api, config.page_size(PAGE)).default_backoff())
 }
 
 fn resource(part: Part) -> ApiResource {

@@ -156,7 +156,7 @@ impl View<'_> {
     }
 
     /// W04: the Gateway's label, else its class's, else `service`.
-    fn purpose(&self, gateway: &Gateway) -> &str {
+    fn purpose<'g>(&'g self, gateway: &'g Gateway) -> &'g str {
         let class = self.gateways.classes.get(gateway.spec.gateway_class_name.as_str());
         let of_class = || class?.metadata.labels.get(labels::WAYPOINT_FOR);
         let purpose = gateway.metadata.labels.get(labels::WAYPOINT_FOR).or_else(of_class);

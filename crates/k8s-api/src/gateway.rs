@@ -323,7 +323,7 @@ mod tests {
         ];
         for (listener, own, other) in cases {
             let rest = listener.trim_start_matches('{').trim_end_matches('}');
-            let closing = "}".repeat(rest.matches('{').count());
+            let closing = "}".repeat(rest.matches('{').count() - rest.matches('}').count());
             let comma = if rest.is_empty() { "" } else { ", " };
             let it = gateway(&format!(
                 "{{gatewayClassName: c, listeners: [{{name: m, port: 15008, protocol: HBONE{comma}{rest}{closing}}}]}}"
@@ -343,7 +343,8 @@ mod tests {
         assert!(it.status.programmed && it.status.addresses[0].is_ip() && it.status.addresses[1].is_hostname());
         // A status that nobody here wrote is no reason to lose the object.
         let odd = text.replace("[{type: IPAddress, value: 10.0.0.1}, {type: Hostname, value: w.example}]", "7");
-        let Object::Gateway(it) = &parse_file("g.yaml", &odd).objects[0].object.clone() else { panic!() };
+        let parsed = parse_file("g.yaml", &odd);
+        let Object::Gateway(it) = &parsed.objects[0].object else { panic!("{parsed:?}") };
         assert_eq!(it.status, GatewayStatus::default());
     }
 }
