@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_runtime::backoff::{Backoff, Bounds};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::settle::{Body, Context, There, gist, settle};
-use super::{Desired, StatusKind, Target};
+use super::{Contribution, Desired, StatusKind, Target};
 
 /// After a write that failed, and after each that follows.
 const FAILED: Bounds = Bounds::doubling(Duration::from_secs(1), Duration::from_secs(300));
@@ -102,6 +102,7 @@ struct Contributor {
     manager: &'static str,
     controller: Option<&'static str>,
     kinds: &'static [StatusKind],
+    every: BTreeMap<StatusKind, Map<String, Value>>,
     desired: Option<Arc<Desired>>,
 }
 
@@ -126,13 +127,17 @@ struct Tries {
 }
 
 impl Engine {
-    pub fn new(
-        contributors: impl IntoIterator<Item = (&'static str, Option<&'static str>, &'static [StatusKind])>,
-        random: fastrand::Rng,
-    ) -> Self {
-        let contributor = |(manager, controller, kinds)| Contributor { manager, controller, kinds, desired: None };
+    /// A state that knows nothing yet, for these contributors; a [`Write::by`] counts them.
+    pub fn new(contributions: &[Contribution], random: fastrand::Rng) -> Self {
+        let contributor = |it: &Contribution| Contributor {
+            manager: it.manager,
+            controller: it.controller,
+            kinds: it.kinds,
+            every: it.every.clone(),
+            desired: None,
+        };
         Self {
-            contributors: contributors.into_iter().map(contributor).collect(),
+            contributors: contributions.iter().map(contributor).collect(),
             kinds: BTreeMap::new(),
             tries: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -271,6 +276,7 @@ impl Engine {
             return None;
         };
         let wanted = desired.get(target);
+        let status = wanted.map(|it| &it.status).or_else(|| contributor.every.get(&target.kind));
         // Of another object of that name, or of what it was before: the contributor, or our watch, is behind.
         if let Some(wanted) = wanted
             && (!(wanted.uid.is_empty() || wanted.uid == object.uid)
@@ -281,7 +287,7 @@ impl Engine {
         let context = Context { controller: contributor.controller, generation: object.generation, now: wall };
         let owned = object.owned.get(contributor.manager).unwrap_or(&Value::Null);
         let there = There { status: &object.status, owned };
-        let Some(body) = settle(wanted.map(|it| &it.status), there, context) else {
+        let Some(body) = settle(status, there, context) else {
             self.rest(&which);
             return None;
         };

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::engine::{Engine, Object, Outcome, PUT_BACK, Said, Write};
 use super::settle::{Context, There, settle};
-use super::{Condition, Desired, StatusKind, Target, Wanted, kinds};
+use super::{Condition, Desired, StatusKind, Target, Wanted, contribution, kinds};
 
 const MANAGER: &str = "culvert-test";
 const CONTROLLER: &str = "culvert.dev/mesh";
@@ -169,6 +169,11 @@ fn remove(status: &mut Map<String, Value>, path: &Path) {
     }
 }
 
+fn engine(seed: u64) -> Engine {
+    let (_, contribution) = contribution(MANAGER, Some(CONTROLLER), KINDS);
+    Engine::new(&[contribution], fastrand::Rng::with_seed(seed))
+}
+
 /// Engine, API server and a clock.
 struct Rig {
     engine: Engine,
@@ -181,7 +186,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let mut rig = Self {
-            engine: Engine::new([(MANAGER, Some(CONTROLLER), KINDS)], fastrand::Rng::with_seed(7)),
+            engine: engine(7),
             stored: BTreeMap::new(),
             now: Instant::now(),
             second: 0,
@@ -206,7 +211,7 @@ impl Rig {
 
     /// Another leader, who knows nothing yet.
     fn restart(&mut self, desired: Option<&Desired>) {
-        self.engine = Engine::new([(MANAGER, Some(CONTROLLER), KINDS)], fastrand::Rng::with_seed(8));
+        self.engine = engine(8);
         if let Some(desired) = desired {
             self.engine.wants(0, Arc::new(desired.clone()));
         }
@@ -467,6 +472,23 @@ fn conditions_at_any_depth_get_time_and_generation() {
     assert_eq!(settle(Some(&wanted.status), There { status: &there, owned: &owned }, context), None);
     let more = json!({ "f:listeners": { "k:{\"name\":\"gone\"}": {} } });
     assert!(settle(Some(&wanted.status), There { status: &there, owned: &more }, context).is_some());
+}
+
+#[test]
+fn what_is_true_of_every_object_of_a_kind_is_written_to_each() {
+    let (_, contribution) = contribution(MANAGER, None, KINDS);
+    let contribution = contribution.every(kinds::AUTHORIZATION_POLICY, &accepted(false, "of every"));
+    let mut rig = Rig::new();
+    rig.engine = Engine::new(&[contribution], fastrand::Rng::with_seed(7));
+    rig.list();
+    let one = Target::new(kinds::AUTHORIZATION_POLICY, "shop", "other");
+    rig.store(&one, |it| it.generation = 2);
+    rig.store(&policy(), |it| it.generation = 1);
+    rig.store(&Target::new(kinds::HTTP_ROUTE, "shop", "cart"), |it| it.generation = 1);
+    rig.wants(&Desired::from([(policy(), wanted(accepted(true, "of this")))]));
+    assert_eq!(rig.settle(), 2);
+    assert_eq!(rig.condition(&one, "Accepted")["message"], "of every");
+    assert_eq!(rig.condition(&policy(), "Accepted")["message"], "of this");
 }
 
 #[derive(Clone, Debug)]

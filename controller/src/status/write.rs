@@ -67,8 +67,7 @@ impl<S: Statuses> Writer<S> {
 
     /// From when this replica leads until it does not.
     async fn lead(&self, watches: &impl Watches, mut leading: watch::Receiver<bool>) {
-        let of = |it: &Contribution| (it.manager, it.controller, it.kinds);
-        let mut engine = Engine::new(self.contributions.iter().map(of), fastrand::Rng::new());
+        let mut engine = Engine::new(&self.contributions, fastrand::Rng::new());
         let managers: Vec<&'static str> = self.contributions.iter().map(|it| it.manager).collect();
         let mut watching = watches.begin(&engine.kinds(), &managers);
         let streams = self.contributions.iter().map(|it| WatchStream::new(it.desired.clone()));

@@ -136,6 +136,9 @@ fn metadata_of(meta: &ObjectMeta) -> Value {
     };
     text("creationTimestamp", time(&meta.creation_timestamp));
     text("deletionTimestamp", time(&meta.deletion_timestamp));
+    if let Some(generation) = meta.generation {
+        out.insert("generation".to_owned(), generation.into());
+    }
     let ours = |(key, value): (&String, &String)| Some((key.clone(), Value::from(value.as_str())));
     let labels: Map<String, Value> = meta.labels.iter().flatten().filter_map(ours).collect();
     let annotations: Map<String, Value> = meta
