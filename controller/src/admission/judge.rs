@@ -29,9 +29,7 @@ pub enum Verdict {
 }
 
 /// Answers a review. `None` if it asks nothing.
-pub fn answer(
-    review: AdmissionReview<DynamicObject>,
-) -> Option<(AdmissionReview<DynamicObject>, Verdict)> {
+pub fn answer(review: AdmissionReview<DynamicObject>) -> Option<(AdmissionReview<DynamicObject>, Verdict)> {
     let request: AdmissionRequest<DynamicObject> = review.try_into().ok()?;
     let mut response = AdmissionResponse::from(&request);
     let verdict = match judge(&request) {

@@ -19,8 +19,8 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::rt::Executor;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kube::core::DynamicObject;
@@ -196,7 +196,9 @@ impl Shared {
     }
 
     async fn review(&self, request: Request<Incoming>, of: &Weak<Peer>) -> Response<Full<Bytes>> {
-        let Some(of) = of.upgrade() else { return text(StatusCode::SERVICE_UNAVAILABLE, "the connection ends\n") };
+        let Some(of) = of.upgrade() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "the connection ends\n");
+        };
         let _turns = (of.reading.acquire().await, self.reading.acquire().await);
         let body = match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),

@@ -75,8 +75,7 @@ impl Webhook {
     }
 
     async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
         self.tasks.spawn("client", async move { drop(connection.await) });
         let request = Request::builder()
             .method(method)
@@ -96,7 +95,10 @@ impl Webhook {
         let (status, body) = self.send(Method::POST, "/validate?timeout=5s", review.to_string()).await;
         assert_eq!(status, StatusCode::OK, "{body:?}");
         let mut answer: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!((&answer["apiVersion"], &answer["kind"]), (&json!("admission.k8s.io/v1"), &json!("AdmissionReview")));
+        assert_eq!(
+            (&answer["apiVersion"], &answer["kind"]),
+            (&json!("admission.k8s.io/v1"), &json!("AdmissionReview"))
+        );
         let response = answer["response"].take();
         assert_eq!(response["uid"], request["uid"]);
         response
@@ -142,33 +144,67 @@ async fn every_kind_is_judged_by_the_loader_that_will_read_it() {
     let good = [
         ("AuthorizationPolicy", json!({ "action": "ALLOW", "rules": principal })),
         ("PeerAuthentication", json!({ "mtls": { "mode": "STRICT" } })),
-        ("ServiceEntry", json!({ "hosts": ["api.example.com"], "ports": [{ "number": 443, "name": "tls", "protocol": "TLS" }], "resolution": "DNS" })),
+        (
+            "ServiceEntry",
+            json!({ "hosts": ["api.example.com"], "ports": [{ "number": 443, "name": "tls", "protocol": "TLS" }], "resolution": "DNS" }),
+        ),
         ("WorkloadEntry", json!({ "address": "192.0.2.7", "labels": { "app": "db" } })),
     ];
     for (kind, spec) in good {
         let response = webhook.review(created(kind, spec)).await;
-        assert_eq!((&response["allowed"], &response["warnings"]), (&json!(true), &Value::Null), "{kind}: {response}");
+        assert_eq!(
+            (&response["allowed"], &response["warnings"]),
+            (&json!(true), &Value::Null),
+            "{kind}: {response}"
+        );
     }
     let port = json!({ "rules": [{ "when": [{ "key": "destination.port", "values": ["http"] }] }] });
     let bad = [
-        ("AuthorizationPolicy", port, ["spec.rules[0].when[0].values[0]", "\"http\"", "a port from 1 to 65535"]),
+        (
+            "AuthorizationPolicy",
+            port,
+            ["spec.rules[0].when[0].values[0]", "\"http\"", "a port from 1 to 65535"],
+        ),
         ("AuthorizationPolicy", json!({ "rule": [] }), ["spec.rule", "unknown field", "rules"]),
-        ("PeerAuthentication", json!({ "mtls": { "mode": "SOMETIMES" } }), ["spec.mtls.mode", "SOMETIMES", "STRICT"]),
+        (
+            "PeerAuthentication",
+            json!({ "mtls": { "mode": "SOMETIMES" } }),
+            ["spec.mtls.mode", "SOMETIMES", "STRICT"],
+        ),
         ("ServiceEntry", json!({ "hosts": ["a b"] }), ["spec.hosts[0]", "\"a b\"", "a DNS name"]),
-        ("WorkloadEntry", json!({ "address": "/run/x.sock" }), ["spec.address", "/run/x.sock", "an IP address or a DNS name"]),
-        ("RequestAuthentication", json!({ "jwtRules": [{ "issuer": "i", "jwksUri": "ftp://x" }] }), ["spec.jwtRules[0].jwksUri", "ftp://x", "a URL with http or https"]),
-        ("DestinationRule", json!({ "host": "cart", "trafficPolicy": { "outlier": {} } }), ["spec.trafficPolicy.outlier", "unknown field", "outlierDetection"]),
+        (
+            "WorkloadEntry",
+            json!({ "address": "/run/x.sock" }),
+            ["spec.address", "/run/x.sock", "an IP address or a DNS name"],
+        ),
+        (
+            "RequestAuthentication",
+            json!({ "jwtRules": [{ "issuer": "i", "jwksUri": "ftp://x" }] }),
+            ["spec.jwtRules[0].jwksUri", "ftp://x", "a URL with http or https"],
+        ),
+        (
+            "DestinationRule",
+            json!({ "host": "cart", "trafficPolicy": { "outlier": {} } }),
+            ["spec.trafficPolicy.outlier", "unknown field", "outlierDetection"],
+        ),
         ("VirtualService", json!({}), ["kind", "VirtualService", "expected"]),
     ];
     for (kind, spec, words) in bad {
         let response = webhook.review(created(kind, spec)).await;
         let message = response["status"]["message"].as_str().unwrap_or_default();
-        assert_eq!((&response["allowed"], &response["status"]["code"]), (&json!(false), &json!(422)), "{kind}");
+        assert_eq!(
+            (&response["allowed"], &response["status"]["code"]),
+            (&json!(false), &json!(422)),
+            "{kind}"
+        );
         assert!(words.iter().all(|word| message.contains(word)), "{kind}: {message}");
     }
     let metrics = webhook.metrics.encode();
     for count in ["verdict=\"good\"} 4", "verdict=\"refused\"} 8"] {
-        assert!(metrics.contains(&format!("culvert_controller_admission_reviews_total{{{count}")), "{metrics}");
+        assert!(
+            metrics.contains(&format!("culvert_controller_admission_reviews_total{{{count}")),
+            "{metrics}"
+        );
     }
 }
 
@@ -182,9 +218,21 @@ async fn what_is_not_enforced_as_written_is_a_warning() {
         ("AuthorizationPolicy", paths, "HTTP fields cannot be judged here"),
         ("AuthorizationPolicy", json!({ "action": "AUDIT", "rules": [{}] }), "cannot enforce AUDIT"),
         ("AuthorizationPolicy", target, "it is for a waypoint"),
-        ("ServiceEntry", json!({ "hosts": ["a.example"], "exportTo": ["."] }), "spec.exportTo is not honoured"),
-        ("RequestAuthentication", json!({ "jwtRules": [{ "issuer": "i" }] }), "only a waypoint would act on it"),
-        ("DestinationRule", json!({ "host": "cart", "trafficPolicy": { "loadBalancer": { "simple": "RANDOM" } } }), "only a waypoint would act on it"),
+        (
+            "ServiceEntry",
+            json!({ "hosts": ["a.example"], "exportTo": ["."] }),
+            "spec.exportTo is not honoured",
+        ),
+        (
+            "RequestAuthentication",
+            json!({ "jwtRules": [{ "issuer": "i" }] }),
+            "only a waypoint would act on it",
+        ),
+        (
+            "DestinationRule",
+            json!({ "host": "cart", "trafficPolicy": { "loadBalancer": { "simple": "RANDOM" } } }),
+            "only a waypoint would act on it",
+        ),
     ];
     for (kind, spec, words) in warned {
         let response = webhook.review(created(kind, spec)).await;
@@ -202,10 +250,8 @@ async fn an_unchanged_bad_object_is_not_in_the_way() {
     labelled["metadata"]["labels"] = json!({ "team": "shop" });
     labelled["metadata"]["finalizers"] = json!([]);
     let kind = "AuthorizationPolicy";
-    let allowed = [
-        request("UPDATE", kind, labelled, bad.clone()),
-        request("DELETE", kind, Value::Null, bad.clone()),
-    ];
+    let allowed =
+        [request("UPDATE", kind, labelled, bad.clone()), request("DELETE", kind, Value::Null, bad.clone())];
     for asked in allowed {
         assert_eq!(webhook.review(asked.clone()).await["allowed"], true, "{asked}");
     }
@@ -216,7 +262,11 @@ async fn an_unchanged_bad_object_is_not_in_the_way() {
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     assert_eq!(webhook.review(request("UPDATE", kind, going, bad.clone())).await["allowed"], true);
     let other = object(kind, json!({ "unknown": 2 }));
-    assert_eq!(webhook.review(request("UPDATE", kind, other, bad)).await["allowed"], false, "a change is judged");
+    assert_eq!(
+        webhook.review(request("UPDATE", kind, other, bad)).await["allowed"],
+        false,
+        "a change is judged"
+    );
     let mut generated = object(kind, json!({}));
     generated["metadata"]["name"] = Value::Null;
     generated["metadata"]["generateName"] = "only-".into();

@@ -32,6 +32,8 @@ pub(super) struct Object {
     pub status: Value,
     /// By field manager of one of the contributors: what of the status is its.
     pub owned: BTreeMap<&'static str, Value>,
+    /// Its conditions are one value to the API server, as in kinds whose definition does not say by what they are told apart.
+    pub whole: bool,
 }
 
 /// `(namespace, name)`.
@@ -70,6 +72,8 @@ pub(super) struct Write {
     pub at: Option<String>,
     /// Even if the fields are another's.
     pub force: bool,
+    /// What stood there was written before and changed by somebody.
+    pub puts_back: bool,
     pub body: Body,
 }
 
@@ -284,9 +288,10 @@ impl Engine {
         {
             return None;
         }
-        let context = Context { controller: contributor.controller, generation: object.generation, now: wall };
+        let context =
+            Context { controller: contributor.controller, generation: object.generation, now: wall };
         let owned = object.owned.get(contributor.manager).unwrap_or(&Value::Null);
-        let there = There { status: &object.status, owned };
+        let there = There { status: &object.status, owned, whole: object.whole };
         let Some(body) = settle(status, there, context) else {
             self.rest(&which);
             return None;
@@ -299,6 +304,7 @@ impl Engine {
             uid: object.uid.clone(),
             at: body.shares.then(|| object.version.clone()),
             force: body.shares,
+            puts_back: false,
             body,
         };
         let tries = self.tries.entry(which.clone()).or_default();
@@ -308,16 +314,16 @@ impl Engine {
             return None;
         }
         tries.later = None;
-        if tries.written == Some(hash(&write.body)) {
+        if tries.written.take_if(|written| *written == hash(&write.body)).is_some() {
+            tries.force = true;
             let delay = tries.put_back(now);
             if !delay.is_zero() {
-                // It is counted once: what comes after the wait is the write.
-                tries.written = None;
                 self.wait(which, now + delay);
                 return None;
             }
         }
         write.force |= tries.force;
+        write.puts_back = tries.force;
         Some(write)
     }
 
@@ -341,9 +347,9 @@ impl Engine {
         for (by, contributor) in self.contributors.iter().enumerate() {
             if contributor.kinds.contains(&kind) {
                 let all = state.objects.keys();
-                self.ready.extend(all.map(|(namespace, name)| {
-                    (Target::new(kind, namespace.as_str(), name.as_str()), by)
-                }));
+                self.ready.extend(
+                    all.map(|(namespace, name)| (Target::new(kind, namespace.as_str(), name.as_str()), by)),
+                );
             }
         }
     }

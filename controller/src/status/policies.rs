@@ -6,7 +6,7 @@
 //! and if not, why.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,8 +50,7 @@ const QUIET: Duration = Duration::from_millis(500);
 const MAX_ERRORS: usize = 5;
 
 /// What is always true of kinds that only a waypoint would act on.
-const NEEDS_WAYPOINT: &str =
-    "only a waypoint would act on it, and this version has none; node tunnels carry TCP and read nothing of it";
+const NEEDS_WAYPOINT: &str = "only a waypoint would act on it, and this version has none; node tunnels carry TCP and read nothing of it";
 
 /// The contributor, for [`run`] and for the writer.
 pub fn contribution() -> (Publisher, Contribution) {
@@ -152,9 +151,10 @@ impl<'a> Facts<'a> {
         let mut enrolled: BTreeMap<&str, Vec<Cow<'_, StringMap>>> = BTreeMap::new();
         for (key, manifest) in &snapshot.world.objects {
             let (uid, labels) = match &manifest.object {
-                Object::Pod(pod) => {
-                    (translate::pod_uid(settings, &key.namespace, &key.name), Cow::Borrowed(&pod.metadata.labels))
-                }
+                Object::Pod(pod) => (
+                    translate::pod_uid(settings, &key.namespace, &key.name),
+                    Cow::Borrowed(&pod.metadata.labels),
+                ),
                 Object::WorkloadEntry(entry) => {
                     let mut labels = entry.metadata.labels.clone();
                     labels.extend(entry.spec.labels.clone());
@@ -237,7 +237,13 @@ impl<'a> Facts<'a> {
         Condition::new(ACCEPTED, true, reason, ignored.join("; "))
     }
 
-    fn refusal(&self, kind: StatusKind, namespace: &str, name: &str, errors: &[&FileError]) -> Vec<Condition> {
+    fn refusal(
+        &self,
+        kind: StatusKind,
+        namespace: &str,
+        name: &str,
+        errors: &[&FileError],
+    ) -> Vec<Condition> {
         let mut what: Vec<String> = errors.iter().take(MAX_ERRORS).map(|it| it.detail()).collect();
         if errors.len() > MAX_ERRORS {
             what.push(format!("and {} more", errors.len() - MAX_ERRORS));
@@ -255,10 +261,14 @@ impl<'a> Facts<'a> {
                 _ => "until that is mended, what it said before stays in force",
             },
             kinds::PEER_AUTHENTICATION => match object(Kind::PeerAuthentication) {
-                Some(_) => "until that is mended, what it said before stays in force, or STRICT if nothing did",
+                Some(_) => {
+                    "until that is mended, what it said before stays in force, or STRICT if nothing did"
+                }
                 None => "nothing stands for it",
             },
-            kinds::SERVICE_ENTRY if object(Kind::ServiceEntry).is_some() => "what it said before stays in force",
+            kinds::SERVICE_ENTRY if object(Kind::ServiceEntry).is_some() => {
+                "what it said before stays in force"
+            }
             kinds::WORKLOAD_ENTRY if object(Kind::WorkloadEntry).is_some() => {
                 "what it said before stays in force"
             }
@@ -273,22 +283,13 @@ impl<'a> Facts<'a> {
 
     /// Why no waypoint enforces what is for one.
     fn targets(&self, policy: &AuthorizationPolicy) -> (&'static str, String) {
-        let spec = &policy.spec;
-        let mut worst = ("AncestorNotBound", Vec::new());
-        for target in spec.target_ref.iter().chain(&spec.target_refs) {
-            let (reason, why) = self.target(&policy.metadata.namespace, target);
-            if reason != worst.0 && worst.0 != "Invalid" && !(reason == "AncestorNotBound") {
-                worst.0 = reason;
-            }
-            worst.1.push(why);
-        }
-        let mut words: Vec<String> = Vec::new();
-        for why in worst.1.into_iter().take(MAX_ERRORS) {
-            if !words.contains(&why) {
-                words.push(why);
-            }
-        }
-        (worst.0, words.join("; "))
+        let targets = policy.spec.target_ref.iter().chain(&policy.spec.target_refs);
+        let found: Vec<(&str, String)> =
+            targets.map(|target| self.target(&policy.metadata.namespace, target)).collect();
+        let is = |reason: &&str| found.iter().any(|(of, _)| of == reason);
+        let reason = ["Invalid", "TargetNotFound"].into_iter().find(is).unwrap_or("AncestorNotBound");
+        let words: BTreeSet<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
+        (reason, words.into_iter().take(MAX_ERRORS).collect::<Vec<_>>().join("; "))
     }
 
     fn target(&self, own: &str, target: &TargetRef) -> (&'static str, String) {
@@ -313,9 +314,10 @@ impl<'a> Facts<'a> {
             return ("TargetNotFound", format!("{what} does not exist"));
         };
         match self.waypoint(manifest.object.metadata()) {
-            Some(waypoint) => {
-                ("AncestorNotBound", format!("{what} is bound to waypoint {waypoint}, and this version has none"))
-            }
+            Some(waypoint) => (
+                "AncestorNotBound",
+                format!("{what} is bound to waypoint {waypoint}, and this version has none"),
+            ),
             None => ("AncestorNotBound", format!("{what} is not bound to a waypoint")),
         }
     }

@@ -216,7 +216,8 @@ impl Object {
                     .and_then(|spec| checked(|checks| spec.check(checks))),
             ),
             ("networking.istio.io", "DestinationRule") => Some(
-                mesh_spec::<DestinationRuleSpec>(document).and_then(|spec| checked(|checks| spec.check(checks))),
+                mesh_spec::<DestinationRuleSpec>(document)
+                    .and_then(|spec| checked(|checks| spec.check(checks))),
             ),
             _ => None,
         }
