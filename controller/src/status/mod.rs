@@ -49,6 +49,8 @@ mod engine;
 mod follow;
 pub mod kinds;
 pub mod policies;
+#[cfg(test)]
+mod policies_tests;
 mod settle;
 #[cfg(test)]
 mod tests;
