@@ -26,9 +26,10 @@ use crate::args::{Args, SourceKind};
 use crate::auth::NodeTokens;
 use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving};
 use crate::index::{Index, Snapshot};
+use crate::kubernetes::duties::Duties;
 use crate::kubernetes::{self, Replica};
 use crate::metrics::ControllerMetrics;
-use crate::provision::{self, run::Provisioner};
+use crate::provision::run::Provisioner;
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
 use crate::serve::{admin, listener};
@@ -36,7 +37,6 @@ use crate::sources::Source;
 use crate::sources::directory::Directory;
 use crate::sources::kubernetes::Kubernetes;
 use crate::sources::watch::Watch;
-use crate::status;
 
 /// A client that is gone without a word is noticed after both.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -82,7 +82,7 @@ impl App {
         let readiness = Readiness::new();
         let starting = readiness.register("listening");
 
-        let Parts { source, authority, authenticator, writes } = match args.source {
+        let Parts { source, authority, authenticator, duties } = match args.source {
             SourceKind::Directory => from_directories(args)?,
             SourceKind::Kubernetes => from_kubernetes(args, &metrics, &tasks, &drain).await?,
         };
@@ -94,12 +94,9 @@ impl App {
         writer.first().await?;
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
 
-        if let Some(writes) = writes {
-            writes.start(args, snapshots.clone(), &metrics, &tasks, &drain);
-        }
-
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
+        let serving = Arc::new(serving);
         let xds = DeltaServer::new(
             sets,
             Streams(authenticator.clone()),
@@ -114,7 +111,7 @@ impl App {
             .await
             .with_context(|| format!("cannot listen on {}", args.listen))?;
         let address = port.local_addr()?;
-        let connections = listener::accept(port, ca::server_config(Arc::new(serving)), &tasks, drain.clone());
+        let connections = listener::accept(port, ca::server_config(serving.clone()), &tasks, drain.clone());
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -132,6 +129,10 @@ impl App {
 
         let pages = admin::pages(readiness, &metrics, filter, snapshots.clone(), xds);
         let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
+        if let Some(duties) = duties {
+            let webhook = args.webhook_listen.map(|address| (address, serving));
+            duties.start(webhook, snapshots.clone(), args.mesh(), &metrics, &tasks, drain.clone()).await?;
+        }
         tasks.spawn("index", writer.run(drain));
         starting.done();
         Ok(Self { tasks, drain: trigger, address, admin_address, snapshots })
@@ -234,35 +235,7 @@ struct Parts {
     source: Source,
     authority: Arc<Authority>,
     authenticator: Arc<dyn NodeAuthenticator>,
-    writes: Option<Writes>,
-}
-
-/// Who writes to the API server what follows from snapshots.
-struct Writes {
-    client: kube::Client,
-    leading: watch::Receiver<bool>,
-}
-
-impl Writes {
-    fn start(
-        self,
-        args: &Args,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        metrics: &Metrics,
-        tasks: &Tasks,
-        drain: &DrainWatcher,
-    ) {
-        let provisioner = Provisioner {
-            client: self.client.clone(),
-            namespace: args.pod_namespace.clone(),
-            compat: args.compat,
-            settings: args.waypoints(),
-        };
-        let leading = self.leading.clone();
-        let contributions =
-            provision::start(provisioner, args.mesh(), snapshots, leading, tasks, drain.clone());
-        status::start(self.client, contributions.into(), self.leading, metrics, tasks, drain.clone());
-    }
+    duties: Option<Duties>,
 }
 
 fn from_directories(args: &Args) -> anyhow::Result<Parts> {
@@ -277,7 +250,7 @@ fn from_directories(args: &Args) -> anyhow::Result<Parts> {
         source: Source::Directory { directory, watch, tokens: tokens.clone() },
         authority: Arc::new(authority),
         authenticator: Arc::new(Tokens(tokens)),
-        writes: None,
+        duties: None,
     })
 }
 
@@ -294,11 +267,17 @@ async fn from_kubernetes(
         trusted: args.trusted_proxy.clone(),
     };
     let identity = kubernetes::start(client.clone(), replica, metrics, tasks, drain.clone()).await?;
+    let provisioner = Provisioner {
+        client: client.clone(),
+        namespace: args.pod_namespace.clone(),
+        compat: args.compat,
+        settings: args.waypoints(),
+    };
     Ok(Parts {
         source: Source::Kubernetes(Box::new(Kubernetes::start(client.clone(), tasks))),
         authority: identity.authority,
         authenticator: identity.authenticator,
-        writes: Some(Writes { client, leading: identity.leading }),
+        duties: Some(Duties { client, leading: identity.leading, heard: identity.heard, provisioner }),
     })
 }
 

@@ -51,6 +51,9 @@ pub struct Args {
     /// Address of metrics, readiness and debug pages. Debug pages show what is in the mesh to whoever reaches them.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
     pub metrics_listen: SocketAddr,
+    /// With --source kubernetes, address of the admission webhook; without it there is none.
+    #[arg(long, value_name = "ADDR")]
+    pub webhook_listen: Option<SocketAddr>,
     /// DNS name in the certificate of the port; give it again for more.
     #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
     pub server_name: Vec<String>,

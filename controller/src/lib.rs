@@ -4,6 +4,7 @@
 //! sources/  ->  index/  ->  translate/  ->  serve/
 //! what is       one writer   pure            xDS, certificates (ca/), debug pages
 //! ```
+pub mod admission;
 pub mod app;
 pub mod args;
 pub mod auth;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_runtime::backoff::{Backoff, Bounds};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::settle::{Body, Context, There, gist, settle};
-use super::{Desired, StatusKind, Target};
+use super::{Contribution, Desired, StatusKind, Target};
 
 /// After a write that failed, and after each that follows.
 const FAILED: Bounds = Bounds::doubling(Duration::from_secs(1), Duration::from_secs(300));
@@ -32,6 +32,8 @@ pub(super) struct Object {
     pub status: Value,
     /// By field manager of one of the contributors: what of the status is its.
     pub owned: BTreeMap<&'static str, Value>,
+    /// Its conditions are one value to the API server, as in kinds whose definition does not say by what they are told apart.
+    pub whole: bool,
 }
 
 /// `(namespace, name)`.
@@ -70,6 +72,8 @@ pub(super) struct Write {
     pub at: Option<String>,
     /// Even if the fields are another's.
     pub force: bool,
+    /// What stood there was written before and changed by somebody.
+    pub puts_back: bool,
     pub body: Body,
 }
 
@@ -102,6 +106,7 @@ struct Contributor {
     manager: &'static str,
     controller: Option<&'static str>,
     kinds: &'static [StatusKind],
+    every: BTreeMap<StatusKind, Map<String, Value>>,
     desired: Option<Arc<Desired>>,
 }
 
@@ -126,13 +131,17 @@ struct Tries {
 }
 
 impl Engine {
-    pub fn new(
-        contributors: impl IntoIterator<Item = (&'static str, Option<&'static str>, &'static [StatusKind])>,
-        random: fastrand::Rng,
-    ) -> Self {
-        let contributor = |(manager, controller, kinds)| Contributor { manager, controller, kinds, desired: None };
+    /// A state that knows nothing yet, for these contributors; a [`Write::by`] counts them.
+    pub fn new(contributions: &[Contribution], random: fastrand::Rng) -> Self {
+        let contributor = |it: &Contribution| Contributor {
+            manager: it.manager,
+            controller: it.controller,
+            kinds: it.kinds,
+            every: it.every.clone(),
+            desired: None,
+        };
         Self {
-            contributors: contributors.into_iter().map(contributor).collect(),
+            contributors: contributions.iter().map(contributor).collect(),
             kinds: BTreeMap::new(),
             tries: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -271,6 +280,7 @@ impl Engine {
             return None;
         };
         let wanted = desired.get(target);
+        let status = wanted.map(|it| &it.status).or_else(|| contributor.every.get(&target.kind));
         // Of another object of that name, or of what it was before: the contributor, or our watch, is behind.
         if let Some(wanted) = wanted
             && (!(wanted.uid.is_empty() || wanted.uid == object.uid)
@@ -278,10 +288,11 @@ impl Engine {
         {
             return None;
         }
-        let context = Context { controller: contributor.controller, generation: object.generation, now: wall };
+        let context =
+            Context { controller: contributor.controller, generation: object.generation, now: wall };
         let owned = object.owned.get(contributor.manager).unwrap_or(&Value::Null);
-        let there = There { status: &object.status, owned };
-        let Some(body) = settle(wanted.map(|it| &it.status), there, context) else {
+        let there = There { status: &object.status, owned, whole: object.whole };
+        let Some(body) = settle(status, there, context) else {
             self.rest(&which);
             return None;
         };
@@ -293,6 +304,7 @@ impl Engine {
             uid: object.uid.clone(),
             at: body.shares.then(|| object.version.clone()),
             force: body.shares,
+            puts_back: false,
             body,
         };
         let tries = self.tries.entry(which.clone()).or_default();
@@ -302,16 +314,16 @@ impl Engine {
             return None;
         }
         tries.later = None;
-        if tries.written == Some(hash(&write.body)) {
+        if tries.written.take_if(|written| *written == hash(&write.body)).is_some() {
+            tries.force = true;
             let delay = tries.put_back(now);
             if !delay.is_zero() {
-                // It is counted once: what comes after the wait is the write.
-                tries.written = None;
                 self.wait(which, now + delay);
                 return None;
             }
         }
         write.force |= tries.force;
+        write.puts_back = tries.force;
         Some(write)
     }
 
@@ -335,9 +347,9 @@ impl Engine {
         for (by, contributor) in self.contributors.iter().enumerate() {
             if contributor.kinds.contains(&kind) {
                 let all = state.objects.keys();
-                self.ready.extend(all.map(|(namespace, name)| {
-                    (Target::new(kind, namespace.as_str(), name.as_str()), by)
-                }));
+                self.ready.extend(
+                    all.map(|(namespace, name)| (Target::new(kind, namespace.as_str(), name.as_str()), by)),
+                );
             }
         }
     }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use culvert_runtime::tasks::{Task, Tasks};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::FieldsV1;
 use kube::Client;
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind, ObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_stream::StreamExt;
@@ -28,7 +29,7 @@ const PAGE: u32 = 200;
 pub(super) type Message = (StatusKind, Said);
 
 /// Where watches come from.
-pub(super) trait Watches: Send {
+pub(super) trait Watches: Send + Sync {
     /// Watches these kinds of these managers' fields until the result is dropped.
     fn begin(&self, kinds: &BTreeSet<StatusKind>, managers: &[&'static str]) -> Watching;
 }
@@ -160,8 +161,11 @@ fn name(meta: &ObjectMeta) -> Name {
 
 /// What is kept of an object.
 pub(super) fn seen(mut object: DynamicObject, managers: &[&'static str]) -> Object {
-    let mut owned = BTreeMap::new();
+    let (mut owned, mut whole) = (BTreeMap::new(), false);
     for entry in object.metadata.managed_fields.into_iter().flatten() {
+        if let Some(FieldsV1(fields)) = &entry.fields_v1 {
+            whole |= fields["f:status"]["f:conditions"].as_object().is_some_and(Map::is_empty);
+        }
         let manager = managers.iter().find(|it| entry.manager.as_deref() == Some(**it));
         if let (Some(manager), Some("Apply"), Some("status"), Some(fields)) =
             (manager, entry.operation.as_deref(), entry.subresource.as_deref(), entry.fields_v1)
@@ -175,5 +179,6 @@ pub(super) fn seen(mut object: DynamicObject, managers: &[&'static str]) -> Obje
         version: object.metadata.resource_version.unwrap_or_default(),
         status: object.data.get_mut("status").map(Value::take).unwrap_or_default(),
         owned,
+        whole,
     }
 }

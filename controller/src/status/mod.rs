@@ -48,6 +48,9 @@ use tokio::sync::watch;
 mod engine;
 mod follow;
 pub mod kinds;
+pub mod policies;
+#[cfg(test)]
+mod policies_tests;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -117,6 +120,8 @@ pub struct Contribution {
     controller: Option<&'static str>,
     /// What it may ever write to; of these what is not wanted any more is taken away.
     kinds: &'static [StatusKind],
+    /// What every object of a kind says that is not in what it published.
+    every: BTreeMap<StatusKind, Map<String, Value>>,
     desired: watch::Receiver<Option<Arc<Desired>>>,
 }
 
@@ -130,7 +135,7 @@ pub fn contribution(
     kinds: &'static [StatusKind],
 ) -> (Publisher, Contribution) {
     let (sender, desired) = watch::channel(None);
-    (Publisher(sender), Contribution { manager, controller, kinds, desired })
+    (Publisher(sender), Contribution { manager, controller, kinds, every: BTreeMap::new(), desired })
 }
 
 /// Starts to write what `contributions` want, whenever this replica leads, until `drain` starts.
@@ -164,6 +169,19 @@ struct Counters {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Became {
     outcome: &'static str,
+}
+
+impl Contribution {
+    /// Every object of `kind`, which is one of the contributor's, says this unless something is published for it. For kinds of which
+    /// the same is true of all, so that nobody needs to look at them.
+    #[must_use]
+    pub fn every(mut self, kind: StatusKind, condition: &Condition) -> Self {
+        let status = json!({ "conditions": [condition.to_json()] });
+        if let Value::Object(status) = status {
+            self.every.insert(kind, status);
+        }
+        self
+    }
 }
 
 impl Publisher {

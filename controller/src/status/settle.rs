@@ -20,6 +20,8 @@ pub(super) struct There<'a> {
     pub status: &'a Value,
     /// The fields of it that are ours, as managed fields have them; null if there are none.
     pub owned: &'a Value,
+    /// The list of conditions has one owner, whoever wrote each.
+    pub whole: bool,
 }
 
 /// What is to be applied.
@@ -56,7 +58,12 @@ pub(super) fn settle(
     let mut shares = false;
     for (name, value) in wanted {
         if !SHARED.contains(&name.as_str()) {
-            status.insert(name.clone(), field(name, value, there.status.get(name), context));
+            let mut value = field(name, value, there.status.get(name), context);
+            if there.whole && name == "conditions" {
+                value = with_others(value, there.status.get(name));
+                shares = true;
+            }
+            status.insert(name.clone(), value);
         }
     }
     for name in SHARED {
@@ -111,11 +118,19 @@ fn condition(wanted: &Value, there: Option<&Value>, context: Context<'_>) -> Val
     condition
 }
 
+/// Conditions of other types, then these.
+fn with_others(conditions: Value, there: Option<&Value>) -> Value {
+    let other = |it: &&Value| find(Some(&conditions), |ours| ours["type"] == it["type"]).is_none();
+    let mut list: Vec<Value> =
+        there.and_then(Value::as_array).into_iter().flatten().filter(other).cloned().collect();
+    list.extend(conditions.as_array().into_iter().flatten().cloned());
+    list.into()
+}
+
 /// The whole list: others' entries as they are, ours in the place where they were, new ones at the end.
 fn shared(wanted: &[Value], there: Option<&Value>, context: Context<'_>) -> Vec<Value> {
-    let ours = |entry: &Value| {
-        context.controller.is_some_and(|name| entry["controllerName"].as_str() == Some(name))
-    };
+    let ours =
+        |entry: &Value| context.controller.is_some_and(|name| entry["controllerName"].as_str() == Some(name));
     let mut missing: Vec<&Value> = wanted.iter().collect();
     let mut list = Vec::new();
     for entry in there.and_then(Value::as_array).into_iter().flatten() {
@@ -137,9 +152,7 @@ fn of_the_same(one: &Value, other: &Value) -> bool {
 fn same(name: &str, body: &Value, there: Option<&Value>) -> bool {
     let Some(there) = there else { return false };
     match (body, key_of(name)) {
-        (Value::Object(fields), _) => {
-            fields.iter().all(|(name, value)| same(name, value, there.get(name)))
-        }
+        (Value::Object(fields), _) => fields.iter().all(|(name, value)| same(name, value, there.get(name))),
         (Value::Array(items), Some(key)) => items.iter().all(|item| {
             let there = find(Some(there), |other| other.get(key) == item.get(key));
             same("", item, there)

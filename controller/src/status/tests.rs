@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::engine::{Engine, Object, Outcome, PUT_BACK, Said, Write};
 use super::settle::{Context, There, settle};
-use super::{Condition, Desired, StatusKind, Target, Wanted, kinds};
+use super::{Condition, Desired, StatusKind, Target, Wanted, contribution, kinds};
 
 const MANAGER: &str = "culvert-test";
 const CONTROLLER: &str = "culvert.dev/mesh";
@@ -43,6 +43,7 @@ impl Stored {
             version: self.version.to_string(),
             status: if self.status.is_empty() { Value::Null } else { self.status.clone().into() },
             owned: owned.map(|(manager, fields)| (*manager, fields.clone())).collect(),
+            whole: false,
         }
     }
 
@@ -85,7 +86,8 @@ type Path = (String, Option<String>);
 fn leaves(body: &Map<String, Value>) -> Vec<(Path, Value)> {
     let of = |(name, value): (&String, &Value)| match value.as_array() {
         Some(items) if name == "conditions" => {
-            let item = |item: &Value| ((name.clone(), item["type"].as_str().map(str::to_owned)), item.clone());
+            let item =
+                |item: &Value| ((name.clone(), item["type"].as_str().map(str::to_owned)), item.clone());
             items.iter().map(item).collect()
         }
         _ => vec![((name.clone(), None), value.clone())],
@@ -169,6 +171,11 @@ fn remove(status: &mut Map<String, Value>, path: &Path) {
     }
 }
 
+fn engine(seed: u64) -> Engine {
+    let (_, contribution) = contribution(MANAGER, Some(CONTROLLER), KINDS);
+    Engine::new(&[contribution], fastrand::Rng::with_seed(seed))
+}
+
 /// Engine, API server and a clock.
 struct Rig {
     engine: Engine,
@@ -181,7 +188,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let mut rig = Self {
-            engine: Engine::new([(MANAGER, Some(CONTROLLER), KINDS)], fastrand::Rng::with_seed(7)),
+            engine: engine(7),
             stored: BTreeMap::new(),
             now: Instant::now(),
             second: 0,
@@ -206,7 +213,7 @@ impl Rig {
 
     /// Another leader, who knows nothing yet.
     fn restart(&mut self, desired: Option<&Desired>) {
-        self.engine = Engine::new([(MANAGER, Some(CONTROLLER), KINDS)], fastrand::Rng::with_seed(8));
+        self.engine = engine(8);
         if let Some(desired) = desired {
             self.engine.wants(0, Arc::new(desired.clone()));
         }
@@ -450,7 +457,8 @@ fn entries_of_other_controllers_stay_as_they_are() {
 
 #[test]
 fn conditions_at_any_depth_get_time_and_generation() {
-    let listener = json!({ "name": "mesh", "attachedRoutes": 0, "conditions": [accepted(true, "").to_json()] });
+    let listener =
+        json!({ "name": "mesh", "attachedRoutes": 0, "conditions": [accepted(true, "").to_json()] });
     let wanted = Wanted::of("u", Some(4)).field("listeners", json!([listener]));
     let there = json!({ "listeners": [
         { "name": "other", "conditions": [] },
@@ -458,15 +466,58 @@ fn conditions_at_any_depth_get_time_and_generation() {
     ] });
     let context = Context { controller: None, generation: Some(4), now: "now" };
     let body =
-        settle(Some(&wanted.status), There { status: &there, owned: &Value::Null }, context).expect("a write");
+        settle(Some(&wanted.status), There { status: &there, owned: &Value::Null, whole: false }, context)
+            .expect("a write");
     let condition = &body.status["listeners"][0]["conditions"][0];
-    assert_eq!((&condition["lastTransitionTime"], &condition["observedGeneration"]), (&json!("then"), &json!(4)));
+    assert_eq!(
+        (&condition["lastTransitionTime"], &condition["observedGeneration"]),
+        (&json!("then"), &json!(4))
+    );
     let there = json!(body.status);
     let owned = json!({ "f:listeners": { "k:{\"name\":\"mesh\"}": { ".": {}, "f:name": {}, "f:conditions": {
         "k:{\"type\":\"Accepted\"}": { ".": {}, "f:status": {} } } } } });
-    assert_eq!(settle(Some(&wanted.status), There { status: &there, owned: &owned }, context), None);
+    assert_eq!(
+        settle(Some(&wanted.status), There { status: &there, owned: &owned, whole: false }, context),
+        None
+    );
     let more = json!({ "f:listeners": { "k:{\"name\":\"gone\"}": {} } });
-    assert!(settle(Some(&wanted.status), There { status: &there, owned: &more }, context).is_some());
+    assert!(
+        settle(Some(&wanted.status), There { status: &there, owned: &more, whole: false }, context).is_some()
+    );
+}
+
+/// Where the definition of a kind says nothing of keys, as Istio's own do, the list of conditions has one owner.
+#[test]
+fn conditions_of_others_stay_also_where_the_list_is_one_value() {
+    let other = json!({ "type": "Other", "status": "True" });
+    let there = json!({ "conditions": [other] });
+    let context = Context { controller: None, generation: None, now: "now" };
+    let wanted = wanted(accepted(true, "")).status;
+    let there = There { status: &there, owned: &Value::Null, whole: true };
+    let body = settle(Some(&wanted), there, context).expect("a write");
+    assert!(body.shares, "refused if somebody writes in between");
+    assert_eq!(body.status["conditions"][0], other);
+    assert_eq!(body.status["conditions"][1]["type"], "Accepted");
+    let after = json!(body.status);
+    let owned = json!({ "f:conditions": {} });
+    assert_eq!(settle(Some(&wanted), There { status: &after, owned: &owned, whole: true }, context), None);
+}
+
+#[test]
+fn what_is_true_of_every_object_of_a_kind_is_written_to_each() {
+    let (_, contribution) = contribution(MANAGER, None, KINDS);
+    let contribution = contribution.every(kinds::AUTHORIZATION_POLICY, &accepted(false, "of every"));
+    let mut rig = Rig::new();
+    rig.engine = Engine::new(&[contribution], fastrand::Rng::with_seed(7));
+    rig.list();
+    let one = Target::new(kinds::AUTHORIZATION_POLICY, "shop", "other");
+    rig.store(&one, |it| it.generation = 2);
+    rig.store(&policy(), |it| it.generation = 1);
+    rig.store(&Target::new(kinds::HTTP_ROUTE, "shop", "cart"), |it| it.generation = 1);
+    rig.wants(&Desired::from([(policy(), wanted(accepted(true, "of this")))]));
+    assert_eq!(rig.settle(), 2);
+    assert_eq!(rig.condition(&one, "Accepted")["message"], "of every");
+    assert_eq!(rig.condition(&policy(), "Accepted")["message"], "of this");
 }
 
 #[derive(Clone, Debug)]

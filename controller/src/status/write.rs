@@ -26,11 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where statuses are written.
 pub(super) trait Statuses: Send + Sync {
     /// Applies. `managers` are all of ours, to see in the answer what is whose.
-    fn apply(
-        &self,
-        write: &Write,
-        managers: &[&'static str],
-    ) -> impl Future<Output = Outcome> + Send;
+    fn apply(&self, write: &Write, managers: &[&'static str]) -> impl Future<Output = Outcome> + Send;
 }
 
 /// The API server.
@@ -67,8 +63,7 @@ impl<S: Statuses> Writer<S> {
 
     /// From when this replica leads until it does not.
     async fn lead(&self, watches: &impl Watches, mut leading: watch::Receiver<bool>) {
-        let of = |it: &Contribution| (it.manager, it.controller, it.kinds);
-        let mut engine = Engine::new(self.contributions.iter().map(of), fastrand::Rng::new());
+        let mut engine = Engine::new(&self.contributions, fastrand::Rng::new());
         let managers: Vec<&'static str> = self.contributions.iter().map(|it| it.manager).collect();
         let mut watching = watches.begin(&engine.kinds(), &managers);
         let streams = self.contributions.iter().map(|it| WatchStream::new(it.desired.clone()));
@@ -103,6 +98,10 @@ impl<S: Statuses> Writer<S> {
     fn note(&self, write: &Write, outcome: &Outcome) {
         let (kind, namespace, name) = (write.target.kind.kind, &write.target.namespace, &write.target.name);
         let became = match outcome {
+            Outcome::Written(_) if write.puts_back => {
+                tracing::warn!(kind, namespace, name, "what another changed of its status is put back");
+                "written"
+            }
             Outcome::Written(_) => {
                 tracing::debug!(kind, namespace, name, "status written");
                 "written"
@@ -145,7 +144,8 @@ impl Statuses for KubeStatuses {
         match timeout(PATIENCE, api.patch_status(&target.name, &params, &patch)).await {
             Ok(Ok(object)) => Outcome::Written(Box::new(seen(object, managers))),
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-                let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+                let causes =
+                    status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
                 if causes.iter().any(|cause| cause.reason == "FieldManagerConflict") {
                     Outcome::Taken(status.message.clone())
                 } else {

@@ -14,6 +14,7 @@ pub mod networking;
 pub mod object;
 pub mod security;
 pub mod status;
+mod unenforced;
 pub mod values;
 
 pub use meta::ObjectMeta;

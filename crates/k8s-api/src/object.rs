@@ -15,6 +15,7 @@ use crate::networking::{ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadE
 use crate::security::{
     AuthorizationPolicy, AuthorizationPolicySpec, PeerAuthentication, PeerAuthenticationSpec,
 };
+use crate::unenforced::{DestinationRuleSpec, RequestAuthenticationSpec};
 use crate::values::{is_dns_label, is_dns_subdomain};
 
 /// An object of a kind the mesh reads.
@@ -235,6 +236,22 @@ impl Object {
         let status = document.get("status").and_then(|it| from_node::<WrittenStatus>(it, Nulls::Absent).ok());
         let status = status.unwrap_or_default().into();
         Ok(Self::Gateway(Box::new(Gateway { metadata, spec, status })))
+    }
+
+    /// What is wrong with a document of a kind that nothing enforces yet; `None` if it is of another kind.
+    pub(crate) fn check_unenforced(document: &tree::Node) -> Option<Result<(), DecodeError>> {
+        let group = document.text("apiVersion")?.split_once('/')?.0;
+        match (group, document.text("kind")?) {
+            ("security.istio.io", "RequestAuthentication") => Some(
+                mesh_spec::<RequestAuthenticationSpec>(document)
+                    .and_then(|spec| checked(|checks| spec.check(checks))),
+            ),
+            ("networking.istio.io", "DestinationRule") => Some(
+                mesh_spec::<DestinationRuleSpec>(document)
+                    .and_then(|spec| checked(|checks| spec.check(checks))),
+            ),
+            _ => None,
+        }
     }
 
     /// A kind of ours. What it does not know it refuses, since a policy that is skipped fails open.
