@@ -159,7 +159,11 @@ impl FromStr for JsonMap {
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| "has no =".to_owned())?;
     let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if good { Ok((name.to_owned(), value.to_owned())) } else { Err(format!("{name:?} is no name of a variable")) }
+    if good {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err(format!("{name:?} is no name of a variable"))
+    }
 }
 
 /// What the network enforces.

@@ -23,7 +23,8 @@ const SCALERS: &str = "/apis/autoscaling/v2/namespaces/shop/horizontalpodautosca
 
 fn programs() -> Result<PathBuf> {
     #[allow(clippy::disallowed_methods, reason = "a test's own setting")]
-    let programs = std::env::var_os("KUBERNETES_BIN").context("KUBERNETES_BIN is not set: `make api-server`")?;
+    let programs =
+        std::env::var_os("KUBERNETES_BIN").context("KUBERNETES_BIN is not set: `make api-server`")?;
     Ok(programs.into())
 }
 
@@ -84,7 +85,11 @@ fn there(cluster: &Cluster, path: &str) -> Result<Value> {
 }
 
 fn gone(cluster: &Cluster, path: &str) -> Result<()> {
-    wait_for(&format!("the end of {path}"), PATIENCE, || Ok((cluster.get(path)?["code"] == 404).then_some(())))
+    wait_for(
+        &format!("the end of {path}"),
+        PATIENCE,
+        || Ok((cluster.get(path)?["code"] == 404).then_some(())),
+    )
 }
 
 /// Waits until a condition is as it should be; its message.
@@ -95,7 +100,8 @@ fn condition(cluster: &Cluster, path: &str, kind: &str, status: &str, reason: &s
         let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let it = all.iter().find(|it| it["type"] == kind).cloned().unwrap_or_default();
         last = object["status"].clone();
-        let fresh = it["observedGeneration"].is_null() || it["observedGeneration"] == object["metadata"]["generation"];
+        let fresh = it["observedGeneration"].is_null()
+            || it["observedGeneration"] == object["metadata"]["generation"];
         let is = fresh && it["status"] == status && it["reason"] == reason;
         Ok(is.then(|| it["message"].as_str().unwrap_or_default().to_owned()))
     });
@@ -111,7 +117,8 @@ fn available(cluster: &Cluster, name: &str, replicas: u32) -> Result<()> {
 
 /// D46, D57, D58, D59.
 fn made(cluster: &Cluster) -> Result<()> {
-    cluster.must_make(GATEWAYS, &gateway("w", &json!({ "infrastructure": { "labels": { "cost": "b" } } })))?;
+    cluster
+        .must_make(GATEWAYS, &gateway("w", &json!({ "infrastructure": { "labels": { "cost": "b" } } })))?;
     let uid = cluster.get(&format!("{GATEWAYS}/w"))?["metadata"]["uid"].take();
     let paths = [format!("{CORE}/serviceaccounts/w"), format!("{CORE}/services/w"), format!("{APPS}/w")];
     for path in &paths {
@@ -123,7 +130,10 @@ fn made(cluster: &Cluster) -> Result<()> {
     }
     let deployment = cluster.get(&paths[2])?;
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-    ensure!(container["image"] == IMAGE && container["resources"]["limits"]["memory"] == "1Gi", "{container}");
+    ensure!(
+        container["image"] == IMAGE && container["resources"]["limits"]["memory"] == "1Gi",
+        "{container}"
+    );
     let service = cluster.get(&paths[1])?;
     ensure!(service["spec"]["type"] == "ClusterIP", "{service}");
     let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
@@ -187,7 +197,8 @@ fn bound(cluster: &Cluster, controller: &Controller) -> Result<()> {
 
 /// D61.
 fn repaired(cluster: &Cluster) -> Result<()> {
-    let image = json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "other" }]);
+    let image =
+        json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "other" }]);
     let answer = cluster.ask("PATCH", &format!("{APPS}/w"), "application/json-patch+json", Some(&image))?;
     ensure!(answer["kind"] == "Deployment", "{answer}");
     wait_for("the image", PATIENCE, || {
@@ -217,7 +228,10 @@ fn overlaid(cluster: &Cluster) -> Result<()> {
         &json!({ "spec": { "infrastructure": { "parametersRef": parameters } } }),
     )?;
     let scaler = there(cluster, &format!("{SCALERS}/w"))?;
-    ensure!(scaler["spec"]["maxReplicas"] == 4 && scaler["spec"]["scaleTargetRef"]["name"] == "w", "{scaler}");
+    ensure!(
+        scaler["spec"]["maxReplicas"] == 4 && scaler["spec"]["scaleTargetRef"]["name"] == "w",
+        "{scaler}"
+    );
     let priority = || -> Result<Value> {
         Ok(cluster.get(&format!("{APPS}/w"))?["spec"]["template"]["spec"]["priorityClassName"].take())
     };
@@ -226,7 +240,10 @@ fn overlaid(cluster: &Cluster) -> Result<()> {
     cluster.must_patch(&format!("{CORE}/configmaps/p"), &bad)?;
     let why = condition(cluster, &format!("{GATEWAYS}/w"), "Accepted", "False", "InvalidParameters")?;
     ensure!(why.contains("ConfigMap p: key deployment"), "{why}");
-    ensure!(cluster.get(&format!("{SCALERS}/w"))?["kind"] == "HorizontalPodAutoscaler", "it went with bad parameters");
+    ensure!(
+        cluster.get(&format!("{SCALERS}/w"))?["kind"] == "HorizontalPodAutoscaler",
+        "it went with bad parameters"
+    );
     cluster.must_patch(&format!("{CORE}/configmaps/p"), &json!({ "data": { "deployment": null } }))?;
     gone(cluster, &format!("{SCALERS}/w"))?;
     wait_for("the end of the overlay", PATIENCE, || Ok(priority()?.is_null().then_some(())))?;
@@ -254,7 +271,8 @@ fn left_alone(cluster: &Cluster) -> Result<()> {
 fn ended(cluster: &mut Cluster) -> Result<()> {
     cluster.must_make(GATEWAYS, &gateway("v", &json!({})))?;
     there(cluster, &format!("{APPS}/v"))?;
-    let foreign = json!({ "metadata": { "name": "foreign" }, "spec": { "controllerName": "example.com/other" } });
+    let foreign =
+        json!({ "metadata": { "name": "foreign" }, "spec": { "controllerName": "example.com/other" } });
     cluster.must_make("/apis/gateway.networking.k8s.io/v1/gatewayclasses", &foreign)?;
     cluster.must_patch(&format!("{GATEWAYS}/v"), &json!({ "spec": { "gatewayClassName": "foreign" } }))?;
     for path in [format!("{APPS}/v"), format!("{CORE}/services/v"), format!("{CORE}/serviceaccounts/v")] {
@@ -265,7 +283,13 @@ fn ended(cluster: &mut Cluster) -> Result<()> {
     for path in [format!("{APPS}/w"), format!("{CORE}/services/w"), format!("{CORE}/serviceaccounts/w")] {
         gone(cluster, &path).with_context(|| cluster.log("kube-controller-manager").unwrap_or_default())?;
     }
-    condition(cluster, &format!("{CORE}/services/good"), "istio.io/WaypointBound", "False", "WaypointIsNotReady")?;
+    condition(
+        cluster,
+        &format!("{CORE}/services/good"),
+        "istio.io/WaypointBound",
+        "False",
+        "WaypointIsNotReady",
+    )?;
     Ok(())
 }
 
@@ -298,9 +322,12 @@ fn permitted(cluster: &Cluster) -> Result<()> {
         ensure!(may(group, resource, "status", "patch")?, "it may not say the status of {resource}");
     }
     ensure!(may("", "configmaps", "", "watch")?, "it may not watch ConfigMaps");
-    for (group, resource, verb) in
-        [("", "secrets", "get"), ("apps", "daemonsets", "create"), (gateway, "gateways", "patch"), ("", "pods", "create")]
-    {
+    for (group, resource, verb) in [
+        ("", "secrets", "get"),
+        ("apps", "daemonsets", "create"),
+        (gateway, "gateways", "patch"),
+        ("", "pods", "create"),
+    ] {
         ensure!(!may(group, resource, "", verb)?, "it may {verb} {resource}");
     }
     Ok(())

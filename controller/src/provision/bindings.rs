@@ -34,7 +34,8 @@ pub struct Reports {
 pub fn reports() -> (Reports, [Contribution; 2]) {
     const GATEWAYS: &[status::StatusKind] = &[kinds::GATEWAY, kinds::GATEWAY_CLASS];
     const BOUND: &[status::StatusKind] = &[kinds::SERVICE, kinds::SERVICE_ENTRY, kinds::WORKLOAD_ENTRY];
-    let (gateways, of_gateways) = status::contribution("culvert-gateways", Some(gateways::CONTROLLER), GATEWAYS);
+    let (gateways, of_gateways) =
+        status::contribution("culvert-gateways", Some(gateways::CONTROLLER), GATEWAYS);
     let (bindings, of_bindings) = status::contribution("culvert-bindings", None, BOUND);
     (Reports { gateways, bindings }, [of_gateways, of_bindings])
 }
@@ -52,7 +53,8 @@ pub async fn run(
     let mut next = Instant::now();
     loop {
         let leads = *leading.borrow_and_update();
-        let (world, state_now) = (snapshots.borrow_and_update().world.clone(), state.borrow_and_update().clone());
+        let (world, state_now) =
+            (snapshots.borrow_and_update().world.clone(), state.borrow_and_update().clone());
         let mut due = false;
         if leads {
             reports.gateways.publish(of_gateways(&world, &state_now, settings.compat));

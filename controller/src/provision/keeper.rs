@@ -256,8 +256,10 @@ impl Keeper {
             Err(error) => Objects::Invalid(error),
             Ok(rendered) => {
                 let of = |it: super::render::Rendered| {
-                    let text = |field: &str| it.object["metadata"][field].as_str().unwrap_or_default().to_owned();
-                    let object = ObjectRef { part: it.part, namespace: text("namespace"), name: text("name") };
+                    let text =
+                        |field: &str| it.object["metadata"][field].as_str().unwrap_or_default().to_owned();
+                    let object =
+                        ObjectRef { part: it.part, namespace: text("namespace"), name: text("name") };
                     let hash = hash(&Value::Object(it.object.clone()));
                     (object, it.object, hash)
                 };
@@ -340,12 +342,16 @@ impl Keeper {
         let what = format!("{} {}/{}", object.part.kind(), object.namespace, object.name);
         if !there.labelled {
             let label = labels::GATEWAY_MANAGED;
-            return Some(format!("{what} exists without label {label}={}: it is left alone", gateways::MANAGED));
+            return Some(format!(
+                "{what} exists without label {label}={}: it is left alone",
+                gateways::MANAGED
+            ));
         }
         if there.observed.deleting {
             return Some(format!("{what} is being deleted: it is made again after that"));
         }
-        let other = self.gateways.iter().find(|(name, it)| *name != gateway && it.uid == there.observed.owner);
+        let other =
+            self.gateways.iter().find(|(name, it)| *name != gateway && it.uid == there.observed.owner);
         other.map(|((namespace, name), _)| format!("{what} belongs to Gateway {namespace}/{name}"))
     }
 
@@ -393,7 +399,8 @@ impl Keeper {
 
     fn progress_of(&self, name: &Name, want: &Want) -> Provisioned {
         let mine = |part| {
-            let of = move |(object, it): &(&ObjectRef, &Observed)| object.part == part && it.owner == want.uid;
+            let of =
+                move |(object, it): &(&ObjectRef, &Observed)| object.part == part && it.owner == want.uid;
             let wanted = |object: &ObjectRef| match &want.objects {
                 Objects::Rendered(all) => all.iter().any(|(other, ..)| other == object),
                 _ => true,
@@ -404,7 +411,9 @@ impl Keeper {
         let progress = match (&want.objects, self.failed.get(name)) {
             (Objects::Invalid(invalid), _) => Progress::Invalid(invalid.clone()),
             (_, Some(failure)) => Progress::Failed(failure.message.clone()),
-            (Objects::Rendered(all), None) if all.iter().all(|(object, _, hash)| !self.differs(object, *hash)) => {
+            (Objects::Rendered(all), None)
+                if all.iter().all(|(object, _, hash)| !self.differs(object, *hash)) =>
+            {
                 Progress::Done
             }
             (Objects::Pending | Objects::Rendered(_), None) => Progress::Pending,

@@ -156,7 +156,10 @@ fn an_autoscaler_goes_with_its_overlay() {
     world.keeper.wish(&wished);
     assert_eq!(world.settle(), [""; 0], "the ConfigMap was not looked at yet");
     let key = ("shop".to_owned(), "p".to_owned());
-    let both = [("horizontalPodAutoscaler", "spec: {maxReplicas: 3}"), ("podDisruptionBudget", "spec: {minAvailable: 1}")];
+    let both = [
+        ("horizontalPodAutoscaler", "spec: {maxReplicas: 3}"),
+        ("podDisruptionBudget", "spec: {minAvailable: 1}"),
+    ];
     world.keeper.map(key.clone(), overlays(&both));
     world.keeper.wish(&wished);
     assert_eq!(world.settle()[3..], ["apply HorizontalPodAutoscaler", "apply PodDisruptionBudget"]);
@@ -243,15 +246,21 @@ fn another_name_takes_the_old_objects_away() {
 #[test]
 fn what_is_in_the_way_is_left_alone_and_said() {
     let mut world = World::new();
-    let (it, mut other) = (gateway("", ""), gateway(", annotations: {gateway.istio.io/name-override: w}", ""));
+    let (it, mut other) =
+        (gateway("", ""), gateway(", annotations: {gateway.istio.io/name-override: w}", ""));
     other.metadata.name = "x".to_owned();
     other.metadata.uid = "u-2".to_owned();
     world.keeper.wish(&vec![(&it, Owner::Us), (&other, Owner::Us)]);
-    let Some(Todo::Apply { gateway, object, unseen: true, .. }) = world.keeper.todo(world.now) else { panic!() };
+    let Some(Todo::Apply { gateway, object, unseen: true, .. }) = world.keeper.todo(world.now) else {
+        panic!()
+    };
     assert_eq!(gateway, name());
     let said = |found: Found| world.keeper.in_the_way(&name(), &object, &found);
     let foreign = said(Found::default()).unwrap();
-    assert!(foreign.contains("ServiceAccount shop/w exists without label gateway.istio.io/managed"), "{foreign}");
+    assert!(
+        foreign.contains("ServiceAccount shop/w exists without label gateway.istio.io/managed"),
+        "{foreign}"
+    );
     let of = |owner: &str| Observed { owner: owner.to_owned(), ..Observed::default() };
     let theirs = said(Found { labelled: true, observed: of("u-2") }).unwrap();
     assert!(theirs.contains("belongs to Gateway shop/x"), "{theirs}");

@@ -12,8 +12,15 @@ const MAX_DEPTH: usize = 64;
 /// By what the entries of a list are told apart, as the API's own types say it.
 fn key_of(list: &str, entry: &Value) -> Option<&'static str> {
     Some(match list {
-        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets"
-        | "secrets" | "resourceClaims" | "schedulingGates" => "name",
+        "containers"
+        | "initContainers"
+        | "ephemeralContainers"
+        | "volumes"
+        | "env"
+        | "imagePullSecrets"
+        | "secrets"
+        | "resourceClaims"
+        | "schedulingGates" => "name",
         "volumeMounts" => "mountPath",
         "volumeDevices" => "devicePath",
         "hostAliases" => "ip",
@@ -124,7 +131,9 @@ fn lists(
                     }
                 }
             }
-            (Some(other), _) => return Err(format!("{at}.$patch: {other:?} is none of merge, replace, delete")),
+            (Some(other), _) => {
+                return Err(format!("{at}.$patch: {other:?} is none of merge, replace, delete"));
+            }
         }
     }
     Ok(())

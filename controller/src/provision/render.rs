@@ -90,7 +90,9 @@ pub fn render(
             Part::Deployment => made.deployment().map_err(Invalid::gateway)?,
             Part::HorizontalPodAutoscaler | Part::PodDisruptionBudget if wanted.is_empty() => continue,
             Part::HorizontalPodAutoscaler => made.autoscaler(),
-            Part::PodDisruptionBudget => json!({ "spec": { "selector": { "matchLabels": made.selector() } } }),
+            Part::PodDisruptionBudget => {
+                json!({ "spec": { "selector": { "matchLabels": made.selector() } } })
+            }
         };
         let Value::Object(mut object) = object else { continue };
         object.insert("metadata".to_owned(), made.metadata());
@@ -203,7 +205,9 @@ impl Made<'_> {
         ];
         labels.extend(names.into_iter().map(|(key, value)| (key.to_owned(), value.into())));
         let mut annotations = self.annotations();
-        for (key, value) in [("prometheus.io/scrape", "true"), ("prometheus.io/port", &METRICS_PORT.to_string())] {
+        for (key, value) in
+            [("prometheus.io/scrape", "true"), ("prometheus.io/port", &METRICS_PORT.to_string())]
+        {
             annotations.insert(key.to_owned(), value.into());
         }
         let Value::Object(mut pod) = self.pod() else { return Err("no pod".to_owned()) };
@@ -242,9 +246,7 @@ impl Made<'_> {
     }
 
     fn container(&self) -> Value {
-        let field = |name: &str, path: &str| {
-            json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
-        };
+        let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
         let mut env = vec![
             field("NODE_NAME", "spec.nodeName"),
             field("POD_NAME", "metadata.name"),

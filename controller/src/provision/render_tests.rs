@@ -14,7 +14,10 @@ pub(crate) fn settings() -> Settings {
             json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}),
         ),
         scheduling: map(json!({"nodeSelector": {"kubernetes.io/os": "linux"}})),
-        env: vec![("XDS_ADDRESS".to_owned(), "https://culvert-controller.culvert-system.svc:15012".to_owned())],
+        env: vec![(
+            "XDS_ADDRESS".to_owned(),
+            "https://culvert-controller.culvert-system.svc:15012".to_owned(),
+        )],
         grace: 30,
         cluster_domain: "cluster.local".to_owned(),
     }
@@ -37,7 +40,11 @@ fn overlays(pairs: &[(&str, &str)]) -> Overlays {
 }
 
 fn rendered(gateway: &Gateway, overlays: &[&Overlays]) -> Value {
-    render(gateway, 15008, overlays, &settings()).unwrap().into_iter().map(|it| Value::from(it.object)).collect()
+    render(gateway, 15008, overlays, &settings())
+        .unwrap()
+        .into_iter()
+        .map(|it| Value::from(it.object))
+        .collect()
 }
 
 fn part(all: &Value, kind: &str) -> Value {
@@ -58,7 +65,8 @@ fn infrastructure_and_overlays_are_laid_over_it() {
         "",
         ", infrastructure: {labels: {team: a, istio.io/dataplane-mode: ambient}, annotations: {note: b}}",
     );
-    let class = overlays(&[("deployment", "spec: {replicas: 2, template: {spec: {priorityClassName: high}}}")]);
+    let class =
+        overlays(&[("deployment", "spec: {replicas: 2, template: {spec: {priorityClassName: high}}}")]);
     let own = overlays(&[
         (
             "deployment",

@@ -13,13 +13,16 @@ use crate::status::{Condition, Wanted};
 const FEATURES: [&str; 0] = [];
 
 /// Why no instance can be there yet.
-const NO_PROGRAM: &str = "this version of the mesh has no waypoint program yet, so what is bound to it is refused";
+const NO_PROGRAM: &str =
+    "this version of the mesh has no waypoint program yet, so what is bound to it is refused";
 
 /// Of a class of ours.
 pub fn class(class: &GatewayClass) -> Wanted {
     let features: Vec<Value> = FEATURES.iter().map(|name| json!({ "name": name })).collect();
     let accepted = match &class.spec.parameters_ref {
-        None => Condition::new("Accepted", true, "Accepted", "Gateways of this class are waypoints of this mesh"),
+        None => {
+            Condition::new("Accepted", true, "Accepted", "Gateways of this class are waypoints of this mesh")
+        }
         Some(reference) => {
             let message = format!(
                 "spec.parametersRef ({} {}) is not read: overlays for a class are in a ConfigMap with label {}",
@@ -37,7 +40,8 @@ pub fn class(class: &GatewayClass) -> Wanted {
 
 /// Of a Gateway of a class of ours. `provisioned` is what is known of what was made for it; `None` if nothing is yet.
 pub fn gateway(gateway: &Gateway, provisioned: Option<&Provisioned>) -> Wanted {
-    let said = if gateways::has_own_addresses(gateway) { unmanaged(gateway) } else { managed(gateway, provisioned) };
+    let said =
+        if gateways::has_own_addresses(gateway) { unmanaged(gateway) } else { managed(gateway, provisioned) };
     let programmed = said.programmed.status == Some(true);
     let listeners = &gateway.spec.listeners;
     let of_listeners: Vec<Value> =
@@ -75,7 +79,8 @@ fn unmanaged(gateway: &Gateway) -> Said {
             || (address.is_hostname() && !address.value.is_empty());
         if !good {
             let kind = address.type_.as_deref().unwrap_or("IPAddress");
-            let message = format!("spec.addresses: {kind} {:?} is neither an IP address nor a hostname", address.value);
+            let message =
+                format!("spec.addresses: {kind} {:?} is neither an IP address nor a hostname", address.value);
             return Said::refused("UnsupportedAddress", &message);
         }
     }
@@ -177,7 +182,10 @@ fn problem(listeners: &[Listener], index: usize) -> Option<Problem> {
     }
     let first = listeners.iter().position(gateways::supported);
     if first.is_some_and(|first| first != index) {
-        return refused("PortUnavailable", format!("a waypoint has one listener of protocol {HBONE}, the first"));
+        return refused(
+            "PortUnavailable",
+            format!("a waypoint has one listener of protocol {HBONE}, the first"),
+        );
     }
     None
 }

@@ -43,7 +43,12 @@ fn a_gateway_is_programmed_when_somebody_is_there() {
     assert_eq!(listener["supportedKinds"], json!([]));
     assert_eq!(
         conditions(&listener["conditions"]).0,
-        ["Accepted=True Accepted", "Programmed=True Programmed", "ResolvedRefs=True ResolvedRefs", "Conflicted=False NoConflicts"]
+        [
+            "Accepted=True Accepted",
+            "Programmed=True Programmed",
+            "ResolvedRefs=True ResolvedRefs",
+            "Conflicted=False NoConflicts"
+        ]
     );
     let headless = Provisioned { addresses: Vec::new(), ..done(1) };
     let (.., status) = of(&it, Some(&headless));
@@ -108,7 +113,10 @@ fn each_listener_says_what_is_wrong_with_it() {
     it.spec.listeners = vec![with("mesh", 15008, "HBONE"), with("same", 15008, "TCP")];
     let (.., status) = of(&it, Some(&provisioned(Progress::Done, 1)));
     let both = conditions(&status["listeners"][1]["conditions"]).0;
-    assert_eq!((both[0].as_str(), both[3].as_str()), ("Accepted=False ProtocolConflict", "Conflicted=True ProtocolConflict"));
+    assert_eq!(
+        (both[0].as_str(), both[3].as_str()),
+        ("Accepted=False ProtocolConflict", "Conflicted=True ProtocolConflict")
+    );
     let routes = made("", "").spec.listeners.remove(0);
     let kinds = vec![culvert_k8s_api::gateway::RouteKind { group: None, kind: "HTTPRoute".to_owned() }];
     let allowed = culvert_k8s_api::gateway::AllowedRoutes { namespaces: None, kinds };
@@ -139,7 +147,10 @@ fn a_class_is_accepted_with_the_features_that_work() {
         spec: GatewayClassSpec { controller_name: gateways::CONTROLLER.to_owned(), parameters_ref: None },
     };
     let wanted = class(&it);
-    assert_eq!((wanted.generation, conditions(&wanted.status["conditions"]).0), (Some(3), vec!["Accepted=True Accepted".to_owned()]));
+    assert_eq!(
+        (wanted.generation, conditions(&wanted.status["conditions"]).0),
+        (Some(3), vec!["Accepted=True Accepted".to_owned()])
+    );
     assert_eq!(wanted.status["supportedFeatures"], json!([]));
     assert!(FEATURES.is_sorted());
     it.spec.parameters_ref = Some(culvert_k8s_api::gateway::ParametersRef::default());

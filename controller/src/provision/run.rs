@@ -162,7 +162,8 @@ impl<'a> Term<'a> {
             .into_iter()
             .flat_map(|kind| of_kind(objects, kind).cloned())
             .collect();
-        let same = now.len() == self.gateways.len() && now.iter().zip(&self.gateways).all(|(a, b)| Arc::ptr_eq(a, b));
+        let same = now.len() == self.gateways.len()
+            && now.iter().zip(&self.gateways).all(|(a, b)| Arc::ptr_eq(a, b));
         if same && !self.stale {
             return;
         }
@@ -286,7 +287,12 @@ impl<'a> Term<'a> {
     }
 
     fn fail(&mut self, gateway: Name, object: &ObjectRef, error: String, for_long: bool) {
-        tracing::warn!(gateway = shown(&gateway), object = object.part.kind(), error, "cannot be provisioned");
+        tracing::warn!(
+            gateway = shown(&gateway),
+            object = object.part.kind(),
+            error,
+            "cannot be provisioned"
+        );
         self.keeper.failed(gateway, error, for_long, Instant::now());
     }
 

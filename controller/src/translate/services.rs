@@ -10,10 +10,10 @@ use culvert_model::wire::service::encode_affinity;
 use culvert_proto::workload as proto;
 use culvert_proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 
+use super::Translation;
 use super::endpoints::{Targets, app_protocol};
 use super::entries::Hosts;
 use super::view::View;
-use super::Translation;
 use super::waypoints::{Asks, Traffic};
 
 /// Everything that selects workloads.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use culvert_k8s_api::{Kind, Object, ObjectKey};
 use culvert_k8s_api::core::{Node, Pod, Service};
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
 use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
 use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
+use culvert_k8s_api::{Kind, Object, ObjectKey};
 
 use super::MeshSettings;
 use super::waypoints::Gateways;

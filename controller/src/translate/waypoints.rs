@@ -95,7 +95,8 @@ impl View<'_> {
             if asks.traffic == Traffic::Workload && !own {
                 return None;
             }
-            let message = format!("there is no Gateway {home}/{name}: connections are refused until there is");
+            let message =
+                format!("there is no Gateway {home}/{name}: connections are refused until there is");
             return Some(Bound {
                 accepted: false,
                 reason: "WaypointIsNotReady",
@@ -117,10 +118,15 @@ impl View<'_> {
             reason,
             message: format!("{why}: connections are refused"),
             // A name that nothing has, and that says why to whoever reads that it is not known.
-            address: Some(by_name(home, format!("{hint}.{}", self.service_host(home, name)), gateways::HBONE_PORT)),
+            address: Some(by_name(
+                home,
+                format!("{hint}.{}", self.service_host(home, name)),
+                gateways::HBONE_PORT,
+            )),
         };
         let Some((listener, port)) = gateways::hbone(gateway) else {
-            let why = format!("Gateway {home}/{name} has no listener of protocol HBONE, so it is no waypoint");
+            let why =
+                format!("Gateway {home}/{name} has no listener of protocol HBONE, so it is no waypoint");
             return refused("WaypointIsNotReady", why, "no-hbone-listener");
         };
         if !listener.admits(home, asks.namespace, of_namespace) {

@@ -288,7 +288,8 @@ mod tests {
             "{gatewayClassName: culvert-waypoint, defaultScope: All, tls: {frontend: {default: {}}}, listeners: [{name: mesh, port: 15008, protocol: HBONE, hostname: x.example, tls: {mode: Terminate}}]}",
         );
         assert_eq!(it.hbone().map(|it| it.port.get()), Some(15008));
-        let found = error("Gateway", "{gatewayClassName: c, listeners: [{name: m, port: many, protocol: HBONE}]}");
+        let found =
+            error("Gateway", "{gatewayClassName: c, listeners: [{name: m, port: many, protocol: HBONE}]}");
         assert!(found.contains("spec.listeners[0].port") && found.contains("many"), "{found}");
         let found = error("Gateway", "{gatewayClassName: Upper, listeners: []}");
         assert!(found.contains("spec.gatewayClassName"), "{found}");
@@ -313,8 +314,16 @@ mod tests {
             ("{allowedRoutes: {namespaces: {from: All}}}", true, true),
             ("{allowedRoutes: {namespaces: {from: None}}}", false, false),
             ("{allowedRoutes: {namespaces: {from: Selector}}}", false, false),
-            ("{allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}}", true, true),
-            ("{allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: b}}}}}", false, false),
+            (
+                "{allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}}",
+                true,
+                true,
+            ),
+            (
+                "{allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: b}}}}}",
+                false,
+                false,
+            ),
             (
                 "{allowedRoutes: {namespaces: {from: Selector, selector: {matchExpressions: [{key: team, operator: Perhaps}]}}}}",
                 false,
@@ -340,9 +349,12 @@ mod tests {
         let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w}\nspec: {gatewayClassName: c, listeners: []}\nstatus: {addresses: [{type: IPAddress, value: 10.0.0.1}, {type: Hostname, value: w.example}], conditions: [{type: Programmed, status: \"True\", reason: x}]}\n";
         let parsed = parse_file("g.yaml", text);
         let Object::Gateway(it) = &parsed.objects[0].object else { panic!("{parsed:?}") };
-        assert!(it.status.programmed && it.status.addresses[0].is_ip() && it.status.addresses[1].is_hostname());
+        assert!(
+            it.status.programmed && it.status.addresses[0].is_ip() && it.status.addresses[1].is_hostname()
+        );
         // A status that nobody here wrote is no reason to lose the object.
-        let odd = text.replace("[{type: IPAddress, value: 10.0.0.1}, {type: Hostname, value: w.example}]", "7");
+        let odd =
+            text.replace("[{type: IPAddress, value: 10.0.0.1}, {type: Hostname, value: w.example}]", "7");
         let parsed = parse_file("g.yaml", &odd);
         let Object::Gateway(it) = &parsed.objects[0].object else { panic!("{parsed:?}") };
         assert_eq!(it.status, GatewayStatus::default());

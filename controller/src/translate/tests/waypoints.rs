@@ -6,7 +6,8 @@ use super::*;
 fn all() -> World {
     let mut world = world(include_str!("../testdata/waypoints.yaml"));
     let pods = [("all", "w-0"), ("shop", "plain"), ("shop", "bound"), ("shop", "of-a-service-waypoint")];
-    for (n, (namespace, name)) in pods.into_iter().chain([("shop", "lost"), ("all", "inherits")]).enumerate() {
+    for (n, (namespace, name)) in pods.into_iter().chain([("shop", "lost"), ("all", "inherits")]).enumerate()
+    {
         world = world.running(namespace, name, "node-a", &[&format!("100.64.1.{}", n + 2)]);
     }
     world
@@ -46,9 +47,18 @@ fn a_binding_that_cannot_be_had_is_sent_and_leads_nowhere() {
     for (bound, to) in [
         ("shop/missing.shop.svc.cluster.local", "shop/nowhere.shop.svc.cluster.local:15008"),
         ("shop/not-ready.shop.svc.cluster.local", "shop/renamed.shop.svc.cluster.local:443"),
-        ("shop/no-listener.shop.svc.cluster.local", "shop/no-hbone-listener.web-only.shop.svc.cluster.local:15008"),
-        ("shop/elsewhere.shop.svc.cluster.local", "all/attachment-denied.everything.all.svc.cluster.local:15008"),
-        ("stranger/refused.stranger.svc.cluster.local", "infra/attachment-denied.shared.infra.svc.cluster.local:15008"),
+        (
+            "shop/no-listener.shop.svc.cluster.local",
+            "shop/no-hbone-listener.web-only.shop.svc.cluster.local:15008",
+        ),
+        (
+            "shop/elsewhere.shop.svc.cluster.local",
+            "all/attachment-denied.everything.all.svc.cluster.local:15008",
+        ),
+        (
+            "stranger/refused.stranger.svc.cluster.local",
+            "infra/attachment-denied.shared.infra.svc.cluster.local:15008",
+        ),
         ("Kubernetes//Pod/shop/lost", "shop/nowhere.shop.svc.cluster.local:15008"),
     ] {
         assert_eq!(told[bound], to, "{bound}");

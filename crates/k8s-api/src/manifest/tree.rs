@@ -118,9 +118,11 @@ impl Node {
             Value::Float(it) => (*it).into(),
             Value::Str(it) => it.as_str().into(),
             Value::Seq(items) => items.iter().map(Self::to_json).collect(),
-            Value::Map(entries) => {
-                entries.iter().map(|(key, it)| (key.clone(), it.to_json())).collect::<serde_json::Map<_, _>>().into()
-            }
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, it)| (key.clone(), it.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
         }
     }
 
