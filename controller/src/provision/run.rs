@@ -257,9 +257,10 @@ impl<'a> Term<'a> {
     }
 
     async fn perform(&mut self, todo: Todo) {
+        let client = &self.provisioner.client;
         match todo {
             Todo::Apply { gateway, object, body, unseen } => {
-                let found = if unseen { self.get(&object).await } else { Ok(self.keeper.found(&object)) };
+                let found = if unseen { get(client, &object).await } else { Ok(self.keeper.found(&object)) };
                 let found = match found {
                     Ok(found) => found,
                     Err(error) => return self.fail(gateway, &object, error, false),
@@ -268,7 +269,7 @@ impl<'a> Term<'a> {
                 if let Some(way) = way {
                     return self.fail(gateway, &object, way, true);
                 }
-                match self.apply(&object, &body).await {
+                match apply(client, &object, &body).await {
                     Ok(is) => {
                         tracing::info!(gateway = shown(&gateway), object = object.part.kind(), "written");
                         self.keeper.applied(&gateway, object, &body, is);
@@ -276,7 +277,7 @@ impl<'a> Term<'a> {
                     Err(error) => self.fail(gateway, &object, error, false),
                 }
             }
-            Todo::Delete { gateway, object, uid } => match self.delete(&object, uid).await {
+            Todo::Delete { gateway, object, uid } => match delete(client, &object, uid).await {
                 Ok(()) => {
                     tracing::info!(gateway = shown(&gateway), object = object.part.kind(), "deleted");
                     self.keeper.deleted(&gateway, &object);
@@ -295,37 +296,37 @@ impl<'a> Term<'a> {
         );
         self.keeper.failed(gateway, error, for_long, Instant::now());
     }
+}
 
-    fn api(&self, object: &ObjectRef) -> Api<DynamicObject> {
-        Api::namespaced_with(self.provisioner.client.clone(), &object.namespace, &resource(object.part))
-    }
+fn api(client: &Client, object: &ObjectRef) -> Api<DynamicObject> {
+    Api::namespaced_with(client.clone(), &object.namespace, &resource(object.part))
+}
 
-    async fn get(&self, object: &ObjectRef) -> Result<Option<Found>, String> {
-        let there = within(self.api(object).get_opt(&object.name)).await?;
-        Ok(there.map(|it| {
-            let managed = it.metadata.labels.as_ref().and_then(|labels| labels.get(labels::GATEWAY_MANAGED));
-            let labelled = managed.is_some_and(|it| it == gateways::MANAGED);
-            Found { labelled, observed: observed(it) }
-        }))
-    }
+async fn get(client: &Client, object: &ObjectRef) -> Result<Option<Found>, String> {
+    let there = within(api(client, object).get_opt(&object.name)).await?;
+    Ok(there.map(|it| {
+        let managed = it.metadata.labels.as_ref().and_then(|labels| labels.get(labels::GATEWAY_MANAGED));
+        let labelled = managed.is_some_and(|it| it == gateways::MANAGED);
+        Found { labelled, observed: observed(it) }
+    }))
+}
 
-    async fn apply(&self, object: &ObjectRef, body: &Map<String, Value>) -> Result<Observed, String> {
-        let params = PatchParams::apply(MANAGER).force();
-        let api = self.api(object);
-        let is = within(api.patch(&object.name, &params, &Patch::Apply(body))).await;
-        Ok(observed(is.map_err(|error| format!("{}: {error}", object.part.kind()))?))
-    }
+async fn apply(client: &Client, object: &ObjectRef, body: &Map<String, Value>) -> Result<Observed, String> {
+    let params = PatchParams::apply(MANAGER).force();
+    let api = api(client, object);
+    let is = within(api.patch(&object.name, &params, &Patch::Apply(body))).await;
+    Ok(observed(is.map_err(|error| format!("{}: {error}", object.part.kind()))?))
+}
 
-    async fn delete(&self, object: &ObjectRef, uid: String) -> Result<(), String> {
-        let preconditions = Some(Preconditions { uid: Some(uid), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::background() };
-        match timeout(PATIENCE, self.api(object).delete(&object.name, &params)).await {
-            Ok(Ok(_)) => Ok(()),
-            // Gone, or another one of the name by now.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer in time".to_owned()),
-        }
+async fn delete(client: &Client, object: &ObjectRef, uid: String) -> Result<(), String> {
+    let preconditions = Some(Preconditions { uid: Some(uid), resource_version: None });
+    let params = DeleteParams { preconditions, ..DeleteParams::background() };
+    match timeout(PATIENCE, api(client, object).delete(&object.name, &params)).await {
+        Ok(Ok(_)) => Ok(()),
+        // Gone, or another one of the name by now.
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }
 
