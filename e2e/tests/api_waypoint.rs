@@ -271,8 +271,10 @@ fn left_alone(cluster: &Cluster) -> Result<()> {
 fn ended(cluster: &mut Cluster) -> Result<()> {
     cluster.must_make(GATEWAYS, &gateway("v", &json!({})))?;
     there(cluster, &format!("{APPS}/v"))?;
-    let foreign =
-        json!({ "metadata": { "name": "foreign" }, "spec": { "controllerName": "example.com/other" } });
+    let foreign = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+        "metadata": { "name": "foreign" }, "spec": { "controllerName": "example.com/other" },
+    });
     cluster.must_make("/apis/gateway.networking.k8s.io/v1/gatewayclasses", &foreign)?;
     cluster.must_patch(&format!("{GATEWAYS}/v"), &json!({ "spec": { "gatewayClassName": "foreign" } }))?;
     for path in [format!("{APPS}/v"), format!("{CORE}/services/v"), format!("{CORE}/serviceaccounts/v")] {
