@@ -267,6 +267,17 @@ fn left_alone(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What was written is written once for each thing that happened: an answer of the API server is no reason to write again.
+fn calm(cluster: &Cluster) -> Result<()> {
+    let log = cluster.log("controller")?;
+    let written =
+        log.lines().filter(|line| line.contains("culvert_controller::provision") && line.contains("written"));
+    let written: Vec<&str> = written.collect();
+    // Five objects of `w`, one of `x`; an edit or a deletion, and what Kubernetes fills in, cost one more each.
+    ensure!((6..16).contains(&written.len()), "{} writes:\n{}", written.len(), written.join("\n"));
+    Ok(())
+}
+
 /// D57, D64: with the Gateway its objects go by their owner, with another class by us.
 fn ended(cluster: &mut Cluster) -> Result<()> {
     cluster.must_make(GATEWAYS, &gateway("v", &json!({})))?;
@@ -354,6 +365,7 @@ fn waypoints_on_a_real_api_server() {
     checks.check("what somebody edits or deletes is put back", || repaired(&cluster));
     checks.check("a ConfigMap changes what is made, and takes it away again", || overlaid(&cluster));
     checks.check("what is not ours is left alone, and said", || left_alone(&cluster));
+    checks.check("nothing is written again and again", || calm(&cluster));
     checks.check("another class or the end of a Gateway takes everything away", || ended(&mut cluster));
     checks.finish();
 }
