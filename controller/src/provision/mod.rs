@@ -23,6 +23,7 @@ use run::{Provisioner, State};
 pub mod bindings;
 pub mod keeper;
 pub mod merge;
+pub mod observed;
 pub mod overlay;
 pub mod render;
 pub mod report;

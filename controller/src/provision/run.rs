@@ -21,7 +21,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::{Stream, StreamExt, StreamMap};
 
-use super::keeper::{Found, Keeper, Name, ObjectRef, Observed, Provisioned, Todo, Wished};
+use super::keeper::{Found, Keeper, Name, Provisioned, Todo, Wished};
+use super::observed::{ObjectRef, Observed};
 use super::overlay::{self, Overlays, PARTS, Part};
 use super::render::Settings;
 use crate::gateways::{self, Owner};
