@@ -146,6 +146,7 @@ fn service(
         target_port: port.target_port.unwrap_or(port.number).get().into(),
         app_protocol: entry_protocol(&port.protocol).into(),
     });
+    let (waypoint, weighted_waypoints) = view.waypoint(Asks { meta, traffic: Traffic::Service });
     let passthrough = spec.resolution == Resolution::None;
     proto::Service {
         name: meta.name.clone(),
@@ -154,11 +155,8 @@ fn service(
         addresses: written.chain(allocated).collect(),
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: view.waypoint(Asks {
-            labels: &meta.labels,
-            namespace: &meta.namespace,
-            traffic: Traffic::Service,
-        }),
+        waypoint,
+        weighted_waypoints,
         load_balancing: passthrough.then(|| proto::LoadBalancing {
             mode: Mode::Passthrough.into(),
             ..proto::LoadBalancing::default()
@@ -223,7 +221,6 @@ fn workload(
 ) -> proto::Workload {
     let settings = view.settings;
     let native = speaks_hbone(labels);
-    let asks = Asks { labels: &meta.labels, namespace: &meta.namespace, traffic: Traffic::Workload };
     let network = if spec.network.is_empty() { &settings.network } else { &spec.network };
     let mut locality = spec.locality.split('/').map(str::to_owned);
     let mut part = || locality.next().unwrap_or_default();
@@ -239,7 +236,7 @@ fn workload(
         trust_domain: settings.trust_domain.clone(),
         service_account: if spec.service_account.is_empty() { "default" } else { &spec.service_account }
             .to_owned(),
-        waypoint: view.waypoint(asks),
+        waypoint: view.waypoint(Asks { meta, traffic: Traffic::Workload }).0,
         canonical_name: canonical_name(labels, &meta.name),
         canonical_revision: canonical_revision(labels),
         workload_type: proto::WorkloadType::Pod.into(),

@@ -41,7 +41,6 @@ pub(super) fn convert_all(
 
 fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
     let (meta, settings) = (&pod.metadata, view.settings);
-    let asks = Asks { labels: &meta.labels, namespace: &meta.namespace, traffic: Traffic::Workload };
     let host = pod.spec.host_network;
     let native = !host && speaks_hbone(&meta.labels);
     let redirected = view
@@ -62,7 +61,7 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
         tunnel_protocol: tunnel(hbone).into(),
         trust_domain: settings.trust_domain.clone(),
         service_account: pod.service_account().to_owned(),
-        waypoint: view.waypoint(asks),
+        waypoint: view.waypoint(Asks { meta, traffic: Traffic::Workload }).0,
         node: status.node_name.clone(),
         canonical_name: canonical_name(&meta.labels, workload_name),
         canonical_revision: canonical_revision(&meta.labels),

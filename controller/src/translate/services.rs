@@ -67,7 +67,7 @@ fn addresses(view: &View<'_>, service: &Service) -> Vec<IpAddr> {
 fn convert(view: &View<'_>, service: &Service, hostname: String, addresses: &[IpAddr]) -> proto::Service {
     let meta = &service.metadata;
     let network = &view.settings.network;
-    let asks = Asks { labels: &meta.labels, namespace: &meta.namespace, traffic: Traffic::Service };
+    let (waypoint, weighted_waypoints) = view.waypoint(Asks { meta, traffic: Traffic::Service });
     let tcp = service.spec.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
     let ports = tcp.map(|port| proto::Port {
         service_port: port.port.get().into(),
@@ -86,13 +86,13 @@ fn convert(view: &View<'_>, service: &Service, hostname: String, addresses: &[Ip
         addresses: addresses.iter().map(|ip| network_address(network, *ip)).collect(),
         ports: ports.collect(),
         subject_alt_names: Vec::new(),
-        waypoint: view.waypoint(asks),
+        waypoint,
         load_balancing: load_balancing(view, service),
         ip_families: ip_families(service, addresses).into(),
         extensions: encode_affinity(affinity(service)).into_iter().collect(),
         canonical: true,
         ingress_use_waypoint: false,
-        weighted_waypoints: Vec::new(),
+        weighted_waypoints,
         visibility: proto::service::Visibility::Public.into(),
     }
 }

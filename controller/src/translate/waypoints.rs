@@ -11,7 +11,7 @@ use culvert_k8s_api::gateway::{Gateway, GatewayClass};
 use culvert_k8s_api::labels;
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::object::Kind;
-use culvert_proto::workload::{GatewayAddress, NamespacedHostname, gateway_address};
+use culvert_proto::workload::{GatewayAddress, NamespacedHostname, WeightedWaypoint, gateway_address};
 
 use super::MeshSettings;
 use super::services::network_address;
@@ -31,23 +31,24 @@ pub enum Traffic {
 /// What became of a binding: the reason of condition `istio.io/WaypointBound`, and the rest for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Whether the waypoint is in use: what is sent goes through it.
+    /// Whether what was asked for is in force.
     pub accepted: bool,
-    /// `WaypointAccepted`, `WaypointIsNotReady`, `AttachmentDenied` or `UnsupportedTrafficType`.
+    /// `WaypointAccepted`, `WaypointIsNotReady`, `AttachmentDenied`, `UnsupportedTrafficType`, `CanaryInvalidWeight` or
+    /// `CanarySameAsPrimary`.
     pub reason: &'static str,
     /// Which waypoint, and what happens to traffic.
     pub message: String,
     /// What the proxies are told; `None` if they are told of no waypoint.
     pub address: Option<GatewayAddress>,
+    /// The same with a canary: both, with their shares of a hundred. Empty without.
+    pub weighted: Vec<WeightedWaypoint>,
 }
 
-/// The labels of an object that ask for a waypoint.
+/// An object that may ask for a waypoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Asks<'a> {
-    /// The object's own labels.
-    pub labels: &'a StringMap,
-    /// Its namespace.
-    pub namespace: &'a str,
+    /// Its labels, its annotations and its namespace.
+    pub meta: &'a ObjectMeta,
     /// What it is.
     pub traffic: Traffic,
 }
@@ -69,6 +70,12 @@ pub fn asked<'a>(
     Some((home, name, own))
 }
 
+impl Bound {
+    fn not(reason: &'static str, message: String, address: Option<GatewayAddress>) -> Self {
+        Self { accepted: false, reason, message, address, weighted: Vec::new() }
+    }
+}
+
 /// The Gateways of a world.
 #[derive(Default)]
 pub(super) struct Gateways<'a> {
@@ -77,18 +84,24 @@ pub(super) struct Gateways<'a> {
 }
 
 impl View<'_> {
-    /// What the proxies are told of an object's waypoint.
-    pub(super) fn waypoint(&self, asks: Asks<'_>) -> Option<GatewayAddress> {
-        self.bound(asks)?.address
+    /// What the proxies are told of an object's waypoint: the one, and both where a canary has a share.
+    pub(super) fn waypoint(&self, asks: Asks<'_>) -> (Option<GatewayAddress>, Vec<WeightedWaypoint>) {
+        self.bound(asks).map_or((None, Vec::new()), |bound| (bound.address, bound.weighted))
     }
 
     /// The same and why; `None` if nothing was asked for.
     pub(super) fn bound(&self, asks: Asks<'_>) -> Option<Bound> {
-        let of_namespace = self.namespace_labels(asks.namespace);
-        let (home, name, own) = asked(asks.labels, of_namespace, asks.namespace)?;
-        if self.is_waypoint(asks.namespace, asks.labels) {
+        let (meta, namespace) = (asks.meta, asks.meta.namespace.as_str());
+        if self.is_waypoint(namespace, &meta.labels) {
             return None;
         }
+        let (home, name, own) = asked(&meta.labels, self.namespace_labels(namespace), namespace)?;
+        let bound = self.bound_by_name(home, name, own, asks)?;
+        let canary = bound.accepted && asks.traffic == Traffic::Service;
+        Some(if canary { self.with_canary(bound, (home, name), asks) } else { bound })
+    }
+
+    fn bound_by_name(&self, home: &str, name: &str, own: bool, asks: Asks<'_>) -> Option<Bound> {
         let Some(gateway) = self.gateways.gateways.get(&(home, name)) else {
             // What a waypoint is for is not known before it is there; for services, unless it says otherwise. So a pod that only
             // its namespace binds is not bound yet.
@@ -97,53 +110,90 @@ impl View<'_> {
             }
             let message =
                 format!("there is no Gateway {home}/{name}: connections are refused until there is");
-            return Some(Bound {
-                accepted: false,
-                reason: "WaypointIsNotReady",
-                message,
-                address: Some(by_name(home, self.service_host(home, name), gateways::HBONE_PORT)),
-            });
+            let address = by_name(home, self.service_host(home, name), gateways::HBONE_PORT);
+            return Some(Bound::not("WaypointIsNotReady", message, Some(address)));
         };
         if !self.serves(gateway, asks.traffic) {
             // For the one of both that a namespace's label is not about there is nothing to say.
             return own.then(|| self.unsupported(gateway, asks.traffic));
         }
-        Some(self.bound_to(gateway, asks, of_namespace))
+        Some(self.bound_to(gateway, asks))
     }
 
-    fn bound_to(&self, gateway: &Gateway, asks: Asks<'_>, of_namespace: Option<&StringMap>) -> Bound {
+    /// W09: a share of the connections goes through a second waypoint. One that cannot be used has none, which is said.
+    fn with_canary(&self, bound: Bound, primary: (&str, &str), asks: Asks<'_>) -> Bound {
+        let namespace = asks.meta.namespace.as_str();
+        let of_namespace = self.namespaces.get(namespace).copied();
+        let asking = |meta: &&ObjectMeta| meta.labels.contains_key(labels::USE_WAYPOINT_CANARY);
+        let Some(by) = [Some(asks.meta), of_namespace].into_iter().flatten().find(asking) else {
+            return bound;
+        };
+        let name = by.labels[labels::USE_WAYPOINT_CANARY].as_str();
+        if name.is_empty() || name == labels::WAYPOINT_NONE {
+            return bound;
+        }
+        let home = by.labels.get(labels::USE_WAYPOINT_CANARY_NAMESPACE).map_or(namespace, String::as_str);
+        let without = |reason, why: String| {
+            let message = format!(
+                "the canary is not used, all connections go through Gateway {}/{}: {why}",
+                primary.0, primary.1
+            );
+            Bound { accepted: false, reason, message, ..bound.clone() }
+        };
+        if (home, name) == primary {
+            return without("CanarySameAsPrimary", "it is the same Gateway".to_owned());
+        }
+        let weight = by.annotations.get(labels::USE_WAYPOINT_CANARY_WEIGHT).map_or("", String::as_str);
+        let Some(share) = weight.parse::<u32>().ok().filter(|share| *share <= 100) else {
+            let annotation = labels::USE_WAYPOINT_CANARY_WEIGHT;
+            let why = format!("annotation {annotation} {weight:?} is no whole number from 0 to 100");
+            return without("CanaryInvalidWeight", why);
+        };
+        let Some(canary) = self.bound_by_name(home, name, true, asks) else { return bound };
+        if !canary.accepted {
+            // What happens to connections there is not what happens here.
+            let why = canary.message.split(": connections").next().unwrap_or_default();
+            return without(canary.reason, why.to_owned());
+        }
+        let message = format!("{}, {share} of 100 connections to Gateway {home}/{name}", bound.message);
+        let part = |destination: &Option<GatewayAddress>, weight| WeightedWaypoint {
+            destination: destination.clone(),
+            weight,
+        };
+        let weighted = vec![part(&bound.address, 100 - share), part(&canary.address, share)];
+        Bound { message, weighted, ..bound }
+    }
+
+    fn bound_to(&self, gateway: &Gateway, asks: Asks<'_>) -> Bound {
         let (home, name) = (gateway.metadata.namespace.as_str(), gateway.metadata.name.as_str());
-        let refused = |reason, why: String, hint: &str| Bound {
-            accepted: false,
-            reason,
-            message: format!("{why}: connections are refused"),
+        let namespace = asks.meta.namespace.as_str();
+        let refused = |reason, why: String, hint: &str| {
             // A name that nothing has, and that says why to whoever reads that it is not known.
-            address: Some(by_name(
-                home,
-                format!("{hint}.{}", self.service_host(home, name)),
-                gateways::HBONE_PORT,
-            )),
+            let host = format!("{hint}.{}", self.service_host(home, name));
+            let address = by_name(home, host, gateways::HBONE_PORT);
+            Bound::not(reason, format!("{why}: connections are refused"), Some(address))
         };
         let Some((listener, port)) = gateways::hbone(gateway) else {
             let why =
                 format!("Gateway {home}/{name} has no listener of protocol HBONE, so it is no waypoint");
             return refused("WaypointIsNotReady", why, "no-hbone-listener");
         };
-        if !listener.admits(home, asks.namespace, of_namespace) {
+        if !listener.admits(home, namespace, self.namespace_labels(namespace)) {
             let why = format!(
-                "Gateway {home}/{name} does not admit namespace {} (allowedRoutes of listener {})",
-                asks.namespace, listener.name
+                "Gateway {home}/{name} does not admit namespace {namespace} (allowedRoutes of listener {})",
+                listener.name
             );
             return refused("AttachmentDenied", why, "attachment-denied");
         }
-        let address = self.address_of(gateway, port);
+        let address = Some(self.address_of(gateway, port));
         if gateway.status.programmed {
             let message = format!("bound to Gateway {home}/{name}");
-            return Bound { accepted: true, reason: "WaypointAccepted", message, address: Some(address) };
+            let weighted = Vec::new();
+            return Bound { accepted: true, reason: "WaypointAccepted", message, address, weighted };
         }
         let message =
             format!("Gateway {home}/{name} is not programmed yet: connections are refused until it is");
-        Bound { accepted: false, reason: "WaypointIsNotReady", message, address: Some(address) }
+        Bound::not("WaypointIsNotReady", message, address)
     }
 
     fn unsupported(&self, gateway: &Gateway, traffic: Traffic) -> Bound {
@@ -158,7 +208,7 @@ impl View<'_> {
             self.purpose(gateway),
             labels::WAYPOINT_FOR
         );
-        Bound { accepted: false, reason: "UnsupportedTrafficType", message, address: None }
+        Bound::not("UnsupportedTrafficType", message, None)
     }
 
     /// W04: the Gateway's label, else its class's, else `service`.
@@ -243,7 +293,7 @@ pub fn bindings<'a>(world: &'a World, settings: &'a MeshSettings) -> Vec<Binding
     let view = View::of(world, settings, &BOUND_BY);
     let mut all = Vec::new();
     let mut add = |kind, metadata: &'a ObjectMeta, traffic| {
-        let asks = Asks { labels: &metadata.labels, namespace: &metadata.namespace, traffic };
+        let asks = Asks { meta: metadata, traffic };
         if let Some(bound) = view.bound(asks) {
             all.push(Binding { kind, metadata, bound });
         }

@@ -13,6 +13,12 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// The value of [`USE_WAYPOINT`] that unbinds.
 pub const WAYPOINT_NONE: &str = "none";
+/// Name of a second waypoint of a namespace or service, which a share of its connections goes through (W09).
+pub const USE_WAYPOINT_CANARY: &str = "istio.io/use-waypoint-canary";
+/// Namespace of that waypoint; the object's own if absent.
+pub const USE_WAYPOINT_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+/// Annotation beside [`USE_WAYPOINT_CANARY`]: the share, 0 to 100.
+pub const USE_WAYPOINT_CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// On a Gateway or its class: what is sent through the waypoint (W04): `service`, `workload`, `all` or `none`.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 

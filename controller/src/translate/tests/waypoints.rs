@@ -18,12 +18,14 @@ fn told(translation: &Translation) -> Map<String, Value> {
     let one = |(name, it): (&String, &culvert_proto::workload::Address)| {
         let page = render::address(it);
         let of = page.get("service").or(page.get("workload")).unwrap();
-        (name.clone(), of["waypoint"].clone())
+        let weighted = of["weightedWaypoints"].as_array().cloned().unwrap_or_default();
+        let told = if weighted.is_empty() { of["waypoint"].clone() } else { weighted.into() };
+        (name.clone(), told)
     };
     translation.addresses.iter().map(one).collect()
 }
 
-/// D44 (all reasons but those of canaries and of `exportTo`), W02, W03, W04, W05, W06, W11: a golden file of each binding, what
+/// D44 (all reasons but that of `exportTo`), W02, W03, W04, W05, W06, W09, W11: a golden file of each binding, what
 /// proxies are told of it and what people are.
 #[test]
 fn waypoint() {
@@ -63,6 +65,29 @@ fn a_binding_that_cannot_be_had_is_sent_and_leads_nowhere() {
     ] {
         assert_eq!(told[bound], to, "{bound}");
     }
+}
+
+/// W09: both are sent with their shares, a canary that cannot be used is left out, and the first waypoint is sent in any case.
+#[test]
+fn a_canary_has_a_share_or_none() {
+    let translation = run(&all());
+    let told = told(&translation);
+    let both =
+        ["shop/w.shop.svc.cluster.local:15008 80", "shop/by-hand-canary.shop.svc.cluster.local:15008 20"];
+    assert_eq!(told["shop/canary.shop.svc.cluster.local"], serde_json::json!(both));
+    for bad in ["canary-itself", "canary-weight", "canary-lost", "canary-none"] {
+        assert_eq!(
+            told[&format!("shop/{bad}.shop.svc.cluster.local")],
+            "shop/w.shop.svc.cluster.local:15008",
+            "{bad}"
+        );
+    }
+    let Some(address::Type::Service(service)) =
+        &translation.addresses["shop/canary.shop.svc.cluster.local"].r#type
+    else {
+        panic!("no service")
+    };
+    assert!(service.waypoint.is_some(), "who knows no shares uses the first");
 }
 
 /// D61, D64: where a waypoint is follows from who runs it.
