@@ -115,8 +115,8 @@ fn available(cluster: &Cluster, name: &str, replicas: u32) -> Result<()> {
     cluster.must_patch(&format!("{APPS}/{name}/status"), &status)
 }
 
-/// D46, D57, D58, D59.
 fn made(cluster: &Cluster) -> Result<()> {
+    // asserts D46, D57, D58, D59
     cluster
         .must_make(GATEWAYS, &gateway("w", &json!({ "infrastructure": { "labels": { "cost": "b" } } })))?;
     let uid = cluster.get(&format!("{GATEWAYS}/w"))?["metadata"]["uid"].take();
@@ -155,8 +155,8 @@ fn made(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// D44.
 fn bound(cluster: &Cluster, controller: &Controller) -> Result<()> {
+    // asserts D44
     let service = |name: &str, waypoint: &str| {
         json!({
             "metadata": { "name": name, "labels": { "istio.io/use-waypoint": waypoint } },
@@ -195,8 +195,8 @@ fn bound(cluster: &Cluster, controller: &Controller) -> Result<()> {
     })
 }
 
-/// D61.
 fn repaired(cluster: &Cluster) -> Result<()> {
+    // asserts D61
     let image =
         json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "other" }]);
     let answer = cluster.ask("PATCH", &format!("{APPS}/w"), "application/json-patch+json", Some(&image))?;
@@ -215,8 +215,8 @@ fn repaired(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// D60, D65.
 fn overlaid(cluster: &Cluster) -> Result<()> {
+    // asserts D60, D65
     let map = json!({ "metadata": { "name": "p" }, "data": {
         "horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 4}",
         "deployment": "spec: {template: {spec: {priorityClassName: system-cluster-critical}}}",
@@ -251,8 +251,8 @@ fn overlaid(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// D61.
 fn left_alone(cluster: &Cluster) -> Result<()> {
+    // asserts D61
     let theirs = json!({ "metadata": { "name": "x" }, "spec": { "ports": [{ "port": 7 }] } });
     cluster.must_make(&format!("{CORE}/services"), &theirs)?;
     cluster.must_make(GATEWAYS, &gateway("x", &json!({})))?;
@@ -278,8 +278,9 @@ fn calm(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// D57, D64: with the Gateway its objects go by their owner, with another class by us.
+/// With the Gateway its objects go by their owner, with another class by us.
 fn ended(cluster: &mut Cluster) -> Result<()> {
+    // asserts D57, D64
     cluster.must_make(GATEWAYS, &gateway("v", &json!({})))?;
     there(cluster, &format!("{APPS}/v"))?;
     let foreign = json!({
