@@ -1,8 +1,8 @@
 //! What an index makes of one edit after another is what a translation of the whole makes of the outcome.
 
-use culvert_k8s_api::Object;
 use culvert_k8s_api::manifest::parse_file;
 use culvert_k8s_api::status::{Phase, Redirection};
+use culvert_k8s_api::{Kind, Object};
 use culvert_proto::workload::{Address, address};
 use proptest::prelude::*;
 
@@ -251,4 +251,45 @@ fn a_pod_costs_what_a_pod_is_worth() {
     };
     assert_eq!(pod.services.len(), 1);
     assert!(matches!(&world.objects.values().next().unwrap().object, Object::Pod(_) | Object::Service(_)));
+}
+
+/// A Gateway costs what is bound to it: neither the pods beside, nor those of other namespaces.
+#[test]
+fn a_gateway_costs_what_is_bound_to_it() {
+    let mut text = String::new();
+    for (namespace, labels) in [
+        ("by-name", "istio.io/use-waypoint: w"),
+        ("elsewhere", "istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: by-name"),
+        ("other", "istio.io/use-waypoint: v"),
+        ("none", "x: y"),
+    ] {
+        text += &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{{labels}}}}}\n---\n"
+        );
+        for (pod, own) in [
+            ("plain", "x: y"),
+            ("out", "istio.io/use-waypoint: none"),
+            ("own", "istio.io/use-waypoint: w"),
+            ("instance", "gateway.networking.k8s.io/gateway-name: w"),
+        ] {
+            text += &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {namespace}, labels: {{{own}}}}}\nspec: {{containers: [{{name: c}}]}}\n---\n"
+            );
+        }
+    }
+    text += "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: by-name}\nspec: {gatewayClassName: c, listeners: []}\n";
+    let world = World { objects: by_key(parse_file("f", &text).objects), ..World::default() };
+    let mut before = world.clone();
+    before.objects = before.objects.into_iter().filter(|(key, _)| key.kind != Kind::Gateway).collect();
+    let changes = Changes::between(&before, &world, &MeshSettings::default());
+    let pod = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+    let bound = [
+        pod("by-name", "instance"),
+        pod("by-name", "own"),
+        pod("by-name", "plain"),
+        pod("elsewhere", "instance"),
+        pod("elsewhere", "plain"),
+    ];
+    assert_eq!(changes.pods, BTreeSet::from(bound));
+    assert!(changes.context && !changes.all && changes.entries.is_empty());
 }

@@ -256,7 +256,11 @@ impl Made<'_> {
             json!({ "name": "GATEWAY_NAME", "value": self.gateway.metadata.name }),
             json!({ "name": "TERMINATION_GRACE_PERIOD_SECONDS", "value": self.settings.grace.to_string() }),
         ];
-        env.extend(self.settings.env.iter().map(|(name, value)| json!({ "name": name, "value": value })));
+        for (name, value) in &self.settings.env {
+            // What is said later wins: the API server takes no name twice.
+            env.retain(|it| it["name"] != *name);
+            env.push(json!({ "name": name, "value": value }));
+        }
         json!({
             "name": "waypoint",
             "image": self.settings.image,

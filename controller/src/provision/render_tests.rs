@@ -126,6 +126,21 @@ fn the_service_has_the_port_of_the_listener() {
     assert_eq!((&ports[1]["port"], &ports[1]["targetPort"]), (&json!(443), &json!(15008)));
 }
 
+#[test]
+fn a_variable_that_is_given_again_is_there_once() {
+    let mut again = settings();
+    again
+        .env
+        .extend([("XDS_ADDRESS", "mine"), ("NODE_NAME", "here")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+    let all = render(&gateway("", ""), 15008, &[], &again).unwrap();
+    let deployment = all.iter().find(|it| it.part == Part::Deployment).unwrap();
+    let env = deployment.object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+    for (name, value) in [("XDS_ADDRESS", "mine"), ("NODE_NAME", "here")] {
+        let of: Vec<&Value> = env.iter().filter(|it| it["name"] == name).collect();
+        assert_eq!(of, [&json!({"name": name, "value": value})]);
+    }
+}
+
 /// D63: what the chart changes changes what is wanted.
 #[test]
 fn another_image_is_another_deployment() {
