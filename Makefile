@@ -9,21 +9,23 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # same file runs here and alone in an image.
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := $(TARGET)/$(HOST)/release
+K8S := $(abspath $(TARGET))/k8s/bin
 STATIC := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
 PROGRAMS := culvert-cli culvert-ztunnel culvert-controller culvert-bench
 DENY_VERSION := 0.20.2
 MUTANTS_VERSION := 27.1.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 # Network namespaces need root; cargo itself does not.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours, `api_server` those of Kubernetes: see interop and api-server.
-E2E := $(filter-out ambient api_server,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours: see interop.
+E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,7 +48,6 @@ test: ## Everything a change must pass (what .ci/run runs); installs what it lac
 test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark
 	@# culvert-runtime's one ignored test is the child of another.
 	$(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
-	@$(MAKE) --no-print-directory api-server
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-scale
 
@@ -63,8 +64,8 @@ advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the Rus
 unit: setup-test ## Tests in memory and of single crates (some make network namespaces)
 	$(AS_ROOT) scripts/tier unit cargo test --locked --workspace --exclude culvert-e2e
 
-e2e: setup-test build ## Whole meshes of the optimised programs, one at a time
-	CULVERT_BIN_DIR=$(abspath $(BIN)) $(AS_ROOT) scripts/tier e2e cargo test --locked --workspace $(call E2E_FLAGS,$(E2E))
+e2e: setup-test build cluster-programs ## Whole meshes of the optimised programs, one at a time: on this machine, and in a real Kubernetes
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier e2e cargo test --locked --workspace $(call E2E_FLAGS,$(E2E))
 
 demo-check: setup-run build ## The demo as one more check: every line must hold, within 60 seconds
 	scripts/tier demo $(ROOT) timeout --kill-after=30 60 $(BIN)/culvert demo -o json
@@ -97,11 +98,31 @@ bench-scale: setup-run build ## 100,000 workloads through two proxies, all of th
 	$(ROOT) $(BIN)/culvert-bench scale --check
 
 cluster-programs: setup-cluster ## Build the real Kubernetes, helm and DNS server that a test cluster needs, into target/k8s/bin
-	e2e/cluster/tools/build $(TARGET)/k8s/bin
+	e2e/cluster/tools/build $(K8S)
 
-api-server: setup-test build cluster-programs ## The controller, the chart and a proxy's tokens under a real Kubernetes API server
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(abspath $(TARGET))/k8s/bin \
-		cargo test --locked --workspace $(call E2E_FLAGS,api_server) --nocapture
+api-server: setup-test build cluster-programs ## The tests under a real Kubernetes API server without nodes
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) cargo test --locked --workspace $(call E2E_FLAGS,$(filter api_%,$(E2E))) --nocapture
+
+kubernetes: setup-test build cluster-programs ## The tests in a real Kubernetes of two nodes
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,kubernetes) --nocapture
+
+CLUSTER := KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo run --locked --quiet -p culvert-cluster --
+
+images: build ## Image archives of the static programs, without a container engine, into target/images
+	@mkdir -p $(TARGET)/images
+	@for program in controller ztunnel; do \
+		cargo run --locked --quiet -p culvert-cluster -- image culvert/$$program:$(VERSION) $(BIN)/$$program $(TARGET)/images/$$program-$(VERSION).tar; done
+	@ls -l $(TARGET)/images
+
+cluster: setup-test build cluster-programs ## Start a real Kubernetes of two nodes on this machine, with the mesh's images on them
+	@$(CLUSTER) up
+	@for program in controller ztunnel; do $(CLUSTER) load docker.io/culvert/$$program:$(VERSION) $(BIN)/$$program; done
+	@echo "install the mesh:  scripts/cluster culvert install"
+	@echo "look around:       scripts/cluster kubectl get pods -A"
+	@echo "end it:            make cluster-down"
+
+cluster-down: ## End it and remove all that is left of it
+	@$(CLUSTER) down
 
 fmt: ## Format everything
 	cargo fmt --all
@@ -120,7 +141,7 @@ setup-test: setup-run
 	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): the tests against Istio's packages need it" >&2; exit 1; }
 
 setup-cluster:
-	@scripts/need ip nft kill etcd containerd runc /usr/lib/cni/bridge
+	@scripts/need ip nft kill etcd containerd runc /usr/lib/cni/ptp /usr/bin/python3
 	@command -v go >/dev/null || { echo "Go is missing (see https://go.dev/dl): Kubernetes is built with it" >&2; exit 1; }
 
 setup-deny:

@@ -105,7 +105,9 @@ async fn serve(
                 let _there = following.handle(0).enter();
                 xds_channel(config, address)?
             };
-            let follow = control::run(shared.clone(), pods.clone(), channel);
+            let pace = control::Pace::default();
+            tasks.spawn("pace", pace.clone().keep());
+            let follow = control::run(shared.clone(), pods.clone(), channel, pace);
             tasks.spawn_on(following.handle(0), "control plane", follow);
         }
         (None, None) => anyhow::bail!("neither xds-address nor local-xds is set"),

@@ -5,7 +5,7 @@ mod local;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use culvert_identity::token::TokenFile;
@@ -13,13 +13,14 @@ use culvert_model::Str;
 use culvert_model::snapshot::{Change, Changed, Snapshot, SnapshotWriter, Update};
 use culvert_model::wire::{self, AddressResource};
 use culvert_model::workload::Workload;
+use culvert_net::Background;
 use culvert_proto::discovery::Node;
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use culvert_runtime::readiness;
 use culvert_xds::client::{AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Responder};
 use culvert_xds::gate::{Gate, Verdict};
 use culvert_xds::state::{Delivery, Rejection, Subscription};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -39,22 +40,30 @@ const QUEUE: usize = 4;
 const GIVE_BACK_AFTER: usize = 10_000;
 /// How long it waits for what else comes with them, so that it happens once a second at most.
 const GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
+/// On a node whose processors are never idle, decoding a push waits no longer than this for one that is.
+const PATIENCE: Duration = Duration::from_millis(100);
 const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL];
 
 /// Follows the control plane until the process ends; while it is away the last snapshot stays in force.
 ///
 /// It is to run on a thread of its own: a push of thousands of workloads takes tens of milliseconds to decode and to put in
 /// force, and while the processors are busy traffic goes first.
-pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
+pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel, pace: Pace) {
     if let Err(error) = culvert_net::defer_thread() {
         tracing::warn!(%error, "following the control plane cannot give way to traffic");
+    }
+    let background = Background::of_this_thread()
+        .inspect_err(|error| tracing::info!(%error, "without CAP_SYS_NICE, traffic waits a little for large pushes on busy processors"))
+        .ok();
+    if let Some(background) = &background {
+        let _ = pace.watched.set(background.clone());
     }
     let (sink, mut events) = mpsc::channel(QUEUE);
     let client = AdsClient::new(client_config(&shared.config, channel, shared.observer.metrics.clone()));
     let drain = shared.drain.clone();
     let following = culvert_runtime::tasks::Tasks::new("xds");
     following.spawn("xds client", client.run(sink, drain));
-    let mut follower = Follower::new(shared, pods);
+    let mut follower = Follower::new(shared, pods, background.map(|it| (it, pace)));
     let mut give_back_at = None;
     loop {
         let give_back = async {
@@ -78,6 +87,26 @@ pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, channel: Channel) {
         }
         if follower.changes >= GIVE_BACK_AFTER && give_back_at.is_none() {
             give_back_at = Some(Instant::now() + GIVE_BACK_DELAY);
+        }
+    }
+}
+
+/// Sees to it, from another thread, that following the control plane keeps pace where processors are never idle.
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    watched: Arc<OnceLock<Background>>,
+    entered: Arc<Notify>,
+}
+
+impl Pace {
+    /// Watches for ever; costs nothing while nothing is pushed.
+    pub async fn keep(self) {
+        loop {
+            self.entered.notified().await;
+            let Some(background) = self.watched.get() else { continue };
+            while background.keep_pace(PATIENCE) {
+                tokio::time::sleep(PATIENCE / 4).await;
+            }
         }
     }
 }
@@ -146,12 +175,15 @@ struct Follower {
     waiting: Option<readiness::Task>,
     /// Resources that changed since the allocator last gave back.
     changes: usize,
+    /// Decoding goes on there. What takes locks that traffic takes too does not: who holds one must come to its end.
+    background: Option<(Background, Pace)>,
 }
 
 impl Follower {
-    fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
+    fn new(shared: Arc<Shared>, pods: Arc<Pods>, background: Option<(Background, Pace)>) -> Self {
         let waiting = Some(shared.readiness.register("first push of the control plane"));
-        Self { shared, pods, staging: Staging::new(), retired: Retired::default(), waiting, changes: 0 }
+        let (staging, retired) = (Staging::new(), Retired::default());
+        Self { shared, pods, staging, retired, waiting, changes: 0, background }
     }
 
     fn heard(&mut self, event: Event) {
@@ -166,7 +198,11 @@ impl Follower {
     }
 
     fn delivered(&mut self, delivery: Delivery, responder: Responder) {
-        let staged = self.staging.delivered(delivery, responder);
+        let staged = {
+            let background = self.background.as_ref();
+            let _stay = background.map(|(background, pace)| background.enter(|| pace.entered.notify_one()));
+            self.staging.delivered(delivery, responder)
+        };
         for (_, rejections) in &staged.answers {
             for rejection in rejections {
                 tracing::warn!(resource = %rejection.name, reason = %rejection.reason, "the control plane sent what cannot be used");

@@ -67,7 +67,8 @@ type Xds = DeltaServer<watch::Receiver<Arc<ResourceSet>>>;
 /// Serves until standard input ends.
 pub async fn run(args: &ControlArgs) -> anyhow::Result<()> {
     // It stands for one that runs on another machine: what it takes here must not be taken from the traffic.
-    culvert_net::defer_thread()?;
+    let background = culvert_net::Background::of_this_thread()?;
+    std::mem::forget(background.enter(|| {}));
     let mut mesh = Mesh::new(args.workloads, args.services, real_pods(&args.state)?);
     let sets = watch::Sender::new(Arc::new(mesh.set()));
     let (tasks, (_trigger, drain)) = (Tasks::new("control"), drain::channel());

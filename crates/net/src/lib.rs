@@ -16,6 +16,7 @@
 //! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
 
 mod address;
+mod background;
 pub mod capture;
 pub mod heap;
 pub mod hold;
@@ -30,6 +31,7 @@ pub mod seqpacket;
 pub mod socket;
 mod sys;
 
+pub use background::{Background, Stay};
 pub use netns::{NetNs, NetNsId};
 
 /// Lets the calling thread run before nearly all others of the machine: for one that must react within milliseconds on a node

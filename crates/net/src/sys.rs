@@ -247,6 +247,33 @@ pub(crate) fn set_thread_slice(nanoseconds: u64) -> io::Result<()> {
     }
 }
 
+/// The calling thread's number, as the scheduler's calls take it.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// Lets a thread (0 is the calling one) run only where nothing else would, or as others do again; its nice value stays.
+pub(crate) fn set_thread_idle(thread: i32, idle: bool) -> io::Result<()> {
+    let policy = if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads `parameters`, which lives until the call returns. The C library's function of that name takes a thread too.
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether a thread is one that [`set_thread_idle`] made so.
+#[cfg(test)]
+pub(crate) fn is_thread_idle(thread: i32) -> io::Result<bool> {
+    // SAFETY: takes a number.
+    match unsafe { libc::syscall(libc::SYS_sched_getscheduler, thread) } {
+        policy if policy >= 0 => Ok(policy == i64::from(libc::SCHED_IDLE)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The allocator's settings, which it reads before the first allocation of the process; see [`crate::heap`].
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_SETTINGS: &[u8; 46] = b"prof:true,prof_active:false,lg_prof_sample:19\0";

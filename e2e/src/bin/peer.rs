@@ -43,6 +43,9 @@ enum Role {
         rate: u32,
         #[arg(long)]
         seconds: u64,
+        /// Say each failure when it happens, with its time.
+        #[arg(long)]
+        tell: bool,
     },
 }
 
@@ -59,8 +62,8 @@ fn main() -> ExitCode {
             };
         }
         Role::Talk { verb, target, id, number } => client::run(&Conversation { verb, target, id, number }),
-        Role::Load { targets, port, ports, rate, seconds } => {
-            load::run(&Load { targets, port, ports, rate, time: Duration::from_secs(seconds) })
+        Role::Load { targets, port, ports, rate, seconds, tell } => {
+            load::run(&Load { targets, port, ports, rate, time: Duration::from_secs(seconds), tell })
         }
     };
     println!("{report}");

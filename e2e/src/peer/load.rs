@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -34,6 +34,8 @@ pub struct Load {
     pub rate: u32,
     /// For how long.
     pub time: Duration,
+    /// Says each failure when it happens.
+    pub tell: bool,
 }
 
 struct Done {
@@ -47,7 +49,8 @@ struct Done {
 #[must_use]
 pub fn run(load: &Load) -> Value {
     let (done, outcomes) = sync_channel(QUEUE);
-    let collector = thread::spawn(move || collect(&outcomes));
+    let tell = load.tell;
+    let collector = thread::spawn(move || collect(&outcomes, tell));
     println!("{}", json!({"event": "started"}));
     let started = Instant::now();
     let total = u64::from(load.rate) * load.time.as_secs();
@@ -90,12 +93,19 @@ fn request(target: SocketAddr, index: u64) -> io::Result<()> {
     ask(&mut stream, index)
 }
 
-fn collect(outcomes: &Receiver<Done>) -> Value {
+fn collect(outcomes: &Receiver<Done>, tell: bool) -> Value {
     let mut took = Vec::new();
     let mut failures = Vec::new();
     for done in outcomes {
         took.push(done.took);
         if let Some(error) = done.error {
+            if tell {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                println!(
+                    "{}",
+                    json!({"failed_at": (now.saturating_sub(done.took)).as_secs_f64(), "took": done.took.as_secs_f64(), "error": error})
+                );
+            }
             failures.push(json!({"at": done.at.as_secs_f64(), "took": done.took.as_secs_f64(), "port": done.port, "error": error}));
         }
     }

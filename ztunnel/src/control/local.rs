@@ -39,7 +39,7 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Follows the file until the process ends.
 pub async fn run(shared: Arc<Shared>, pods: Arc<Pods>, path: PathBuf) {
-    let mut follower = Follower::new(shared, pods);
+    let mut follower = Follower::new(shared, pods, None);
     let mut file = LocalFile::new(&path);
     let (mut changes, _watcher) = watch(&path);
     loop {

@@ -1,0 +1,25 @@
+//! The mesh in a real cluster of two nodes: installed by the chart, joined by a label, watched while everything under it goes away
+//! and comes back, and removed.
+//!
+//! Needs root and `KUBERNETES_BIN`, the directory of the programs of Kubernetes (`make e2e` builds it).
+
+mod demo;
+mod faults;
+mod leave;
+mod load;
+mod rollout;
+mod world;
+
+use culvert_e2e::checks::Checks;
+use world::World;
+
+#[test]
+fn the_mesh_in_a_real_cluster() {
+    let world = World::start().expect("a cluster");
+    let mut checks = Checks::default();
+    demo::run(&world, &mut checks);
+    rollout::run(&world, &mut checks);
+    faults::run(&world, &mut checks, 8);
+    leave::run_all(&world, &mut checks);
+    checks.finish();
+}
