@@ -171,7 +171,7 @@ fn a_policy_for_a_waypoint_says_what_is_missing() {
         assert!(!said.iter().any(|it| it.starts_with(name) && it.contains("Ztunnel")), "{said:#?}");
     };
     of("bound", "AncestorNotBound", "bound to waypoint w");
-    of("gateway", "AncestorNotBound", "no waypoints");
+    of("gateway", "AncestorNotBound", "no program for waypoints");
     of("nowhere", "TargetNotFound", "Service shop/nowhere does not exist");
     of("plain", "AncestorNotBound", "not bound to a waypoint");
     of("pod", "Invalid", "Service, ServiceEntry, Gateway or GatewayClass");
