@@ -50,7 +50,7 @@ const QUIET: Duration = Duration::from_millis(500);
 const MAX_ERRORS: usize = 5;
 
 /// What is always true of kinds that only a waypoint would act on.
-const NEEDS_WAYPOINT: &str = "only a waypoint would act on it, and this version has none; node tunnels carry TCP and read nothing of it";
+const NEEDS_WAYPOINT: &str = "only a waypoint would act on it, and this version has no program for them; node tunnels carry TCP and read nothing of it";
 
 /// The contributor, for [`run`] and for the writer.
 pub fn contribution() -> (Publisher, Contribution) {
@@ -302,7 +302,7 @@ impl<'a> Facts<'a> {
             ("" | "core", "Service") => Kind::Service,
             ("networking.istio.io", "ServiceEntry") => Kind::ServiceEntry,
             ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") => {
-                return ("AncestorNotBound", format!("{what}: this version has no waypoints"));
+                return ("AncestorNotBound", format!("{what}: this version has no program for waypoints"));
             }
             (group, kind) => {
                 let expected = "Service, ServiceEntry, Gateway or GatewayClass";
@@ -316,7 +316,7 @@ impl<'a> Facts<'a> {
         match self.waypoint(manifest.object.metadata()) {
             Some(waypoint) => (
                 "AncestorNotBound",
-                format!("{what} is bound to waypoint {waypoint}, and this version has none"),
+                format!("{what} is bound to waypoint {waypoint}, and this version has no program for it"),
             ),
             None => ("AncestorNotBound", format!("{what} is not bound to a waypoint")),
         }

@@ -84,11 +84,18 @@ impl Cluster {
         for (target, wanted) in desired(&snapshot, &MeshSettings::default()) {
             for condition in wanted.status["conditions"].as_array().unwrap() {
                 let text = |field: &str| condition[field].as_str().unwrap().to_owned();
-                let (name, generation) = (&target.name, wanted.generation.map_or("any".to_owned(), |it| it.to_string()));
+                let (name, generation) =
+                    (&target.name, wanted.generation.map_or("any".to_owned(), |it| it.to_string()));
                 lines.push(
-                    format!("{name}@{generation} {}={} {}: {}", text("type"), text("status"), text("reason"), text("message"))
-                        .trim_end_matches([' ', ':'])
-                        .to_owned(),
+                    format!(
+                        "{name}@{generation} {}={} {}: {}",
+                        text("type"),
+                        text("status"),
+                        text("reason"),
+                        text("message")
+                    )
+                    .trim_end_matches([' ', ':'])
+                    .to_owned(),
                 );
             }
         }
@@ -144,12 +151,8 @@ fn a_policy_says_what_enforces_it_or_why_nothing_does() {
 #[test]
 fn a_policy_for_a_waypoint_says_what_is_missing() {
     let mut cluster = Cluster::new();
-    let target = |group: &str, kind: &str, name: &str| {
-        json!({ "targetRefs": [{ "group": group, "kind": kind, "name": name }], "rules": [{}] })
-    };
-    let service = |name: &str, labels: Value| {
-        json!({ "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": { "ports": [{ "port": 80 }] } })
-    };
+    let target = |group: &str, kind: &str, name: &str| json!({ "targetRefs": [{ "group": group, "kind": kind, "name": name }], "rules": [{}] });
+    let service = |name: &str, labels: Value| json!({ "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": { "ports": [{ "port": 80 }] } });
     cluster
         .put("Service", service("plain", json!({})))
         .put("Service", service("bound", json!({ "istio.io/use-waypoint": "w" })))
@@ -168,7 +171,7 @@ fn a_policy_for_a_waypoint_says_what_is_missing() {
         assert!(!said.iter().any(|it| it.starts_with(name) && it.contains("Ztunnel")), "{said:#?}");
     };
     of("bound", "AncestorNotBound", "bound to waypoint w");
-    of("gateway", "AncestorNotBound", "no waypoints");
+    of("gateway", "AncestorNotBound", "no program for waypoints");
     of("nowhere", "TargetNotFound", "Service shop/nowhere does not exist");
     of("plain", "AncestorNotBound", "not bound to a waypoint");
     of("pod", "Invalid", "Service, ServiceEntry, Gateway or GatewayClass");
@@ -185,10 +188,19 @@ fn a_policy_that_cannot_be_read_says_the_field_and_what_stands_for_it() {
         .policy("was-good", 2, json!({ "action": "PERHAPS" }));
     let said = cluster.said();
     let expected = [
-        ["never-good@any ZtunnelAccepted=False Invalid: spec.rule: unknown field", "every connection to what it selects is refused"],
-        ["never-good@any culvert.dev/Enforced=False Invalid: spec.rule", "every connection to what it selects is refused"],
+        [
+            "never-good@any ZtunnelAccepted=False Invalid: spec.rule: unknown field",
+            "every connection to what it selects is refused",
+        ],
+        [
+            "never-good@any culvert.dev/Enforced=False Invalid: spec.rule",
+            "every connection to what it selects is refused",
+        ],
         ["was-good@any ZtunnelAccepted=False Invalid: spec.action:", "what it said before stays in force"],
-        ["was-good@any culvert.dev/Enforced=False Invalid: spec.action:", "what it said before stays in force"],
+        [
+            "was-good@any culvert.dev/Enforced=False Invalid: spec.action:",
+            "what it said before stays in force",
+        ],
     ];
     assert_eq!(said.len(), expected.len(), "{said:#?}");
     for (line, [start, words]) in said.iter().zip(expected) {
@@ -204,7 +216,8 @@ fn a_policy_that_cannot_be_read_says_the_field_and_what_stands_for_it() {
 fn a_mode_says_where_it_is_in_force() {
     let mut cluster = Cluster::new();
     let peer = |name: &str, namespace: &str, created: &str, spec: Value| {
-        let metadata = json!({ "name": name, "namespace": namespace, "generation": 1, "creationTimestamp": created });
+        let metadata =
+            json!({ "name": name, "namespace": namespace, "generation": 1, "creationTimestamp": created });
         json!({ "metadata": metadata, "spec": spec })
     };
     let strict = json!({ "mtls": { "mode": "STRICT" } });
@@ -230,14 +243,28 @@ fn a_mode_says_where_it_is_in_force() {
 fn an_entry_says_what_of_it_is_ignored() {
     let mut cluster = Cluster::new();
     let entry = |name: &str, created: &str, spec: Value| {
-        let metadata = json!({ "name": name, "namespace": "shop", "generation": 1, "creationTimestamp": created });
+        let metadata =
+            json!({ "name": name, "namespace": "shop", "generation": 1, "creationTimestamp": created });
         json!({ "metadata": metadata, "spec": spec })
     };
     let port = |protocol: &str| json!([{ "number": 53, "name": "dns", "protocol": protocol }]);
     cluster
-        .put("ServiceEntry", entry("a", "2026-01-01T00:00:00Z", json!({ "hosts": ["a.example"], "ports": port("TCP") })))
-        .put("ServiceEntry", entry("b", "2026-01-02T00:00:00Z", json!({ "hosts": ["a.example"], "ports": port("TCP") })))
-        .put("ServiceEntry", entry("c", "2026-01-01T00:00:00Z", json!({ "hosts": ["c.example"], "ports": port("UDP"), "exportTo": ["."] })))
+        .put(
+            "ServiceEntry",
+            entry("a", "2026-01-01T00:00:00Z", json!({ "hosts": ["a.example"], "ports": port("TCP") })),
+        )
+        .put(
+            "ServiceEntry",
+            entry("b", "2026-01-02T00:00:00Z", json!({ "hosts": ["a.example"], "ports": port("TCP") })),
+        )
+        .put(
+            "ServiceEntry",
+            entry(
+                "c",
+                "2026-01-01T00:00:00Z",
+                json!({ "hosts": ["c.example"], "ports": port("UDP"), "exportTo": ["."] }),
+            ),
+        )
         .put("ServiceEntry", entry("d", "2026-01-01T00:00:00Z", json!({ "hosts": ["not a name"] })))
         .put("WorkloadEntry", entry("w", "2026-01-01T00:00:00Z", json!({ "address": "192.0.2.1" })));
     let expected = [

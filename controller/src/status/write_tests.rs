@@ -95,7 +95,10 @@ impl Rig {
     fn wants(&self, count: usize, message: &str) {
         let wanted = |index| {
             let target = Target::new(kinds::AUTHORIZATION_POLICY, "shop", format!("n{index}"));
-            (target, Wanted::of("u", Some(1)).condition(Condition::new("Accepted", true, "Accepted", message)))
+            (
+                target,
+                Wanted::of("u", Some(1)).condition(Condition::new("Accepted", true, "Accepted", message)),
+            )
         };
         self.publisher.publish((0..count).map(wanted).collect::<Desired>());
     }
@@ -123,7 +126,11 @@ async fn only_the_leader_writes() {
     assert_eq!(rig.writes(), 3, "it leads no more");
     rig.leading.send_replace(true);
     sleep(Duration::from_secs(60)).await;
-    assert_eq!((rig.writes(), rig.listing.begun.lock().len()), (6, 2), "it looks again, and writes what is wanted now");
+    assert_eq!(
+        (rig.writes(), rig.listing.begun.lock().len()),
+        (6, 2),
+        "it looks again, and writes what is wanted now"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use crate::object::{DecodeError, Decoded, Object, ObjectKey};
 /// Errors reported for one file; a file that is no manifest at all would fill the page otherwise.
 const MAX_ERRORS: usize = 50;
 
-const UNENFORCED: &str = "only a waypoint would act on it, and this version has none";
+const UNENFORCED: &str = "only a waypoint would act on it, and this version has no program for them";
 
 /// What a file holds. It is good only if `errors` is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
