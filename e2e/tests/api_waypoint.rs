@@ -177,6 +177,7 @@ fn bound(cluster: &Cluster, controller: &Controller) -> Result<()> {
     ensure!(why.contains("no Gateway shop/nowhere"), "{why}");
     ensure!(told("good")? == "shop/w.shop.svc.cluster.local:15008", "{}", told("good")?);
     ensure!(told("lost")? == "shop/nowhere.shop.svc.cluster.local:15008", "{}", told("lost")?);
+    outside(cluster)?;
     let purpose = json!({ "metadata": { "labels": { "istio.io/waypoint-for": "workload" } } });
     cluster.must_patch(&format!("{GATEWAYS}/w"), &purpose)?;
     condition(cluster, &format!("{CORE}/services/good"), BOUND, "False", "UnsupportedTrafficType")?;
@@ -193,6 +194,33 @@ fn bound(cluster: &Cluster, controller: &Controller) -> Result<()> {
         let status = cluster.get(&format!("{CORE}/services/lost"))?["status"].take();
         Ok(status["conditions"].as_array().is_none_or(Vec::is_empty).then_some(()))
     })
+}
+
+/// Beside what another part of the controller says of the same objects.
+fn outside(cluster: &Cluster) -> Result<()> {
+    let networking = "/apis/networking.istio.io/v1/namespaces/shop";
+    let labels = json!({ "istio.io/use-waypoint": "w" });
+    let ports = json!([{ "number": 443, "name": "tls", "protocol": "TLS" }]);
+    let entry = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+        "metadata": { "name": "outside", "labels": labels },
+        "spec": { "hosts": ["outside.example.com"], "ports": ports, "resolution": "DNS" },
+    });
+    let machine = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+        "metadata": { "name": "vm", "labels": labels }, "spec": { "address": "192.0.2.7" },
+    });
+    cluster.must_make(&format!("{networking}/serviceentries"), &entry)?;
+    cluster.must_make(&format!("{networking}/workloadentries"), &machine)?;
+    let (entry, machine) =
+        (format!("{networking}/serviceentries/outside"), format!("{networking}/workloadentries/vm"));
+    condition(cluster, &entry, "istio.io/WaypointBound", "True", "WaypointAccepted")?;
+    condition(cluster, &entry, "Accepted", "True", "Accepted")?;
+    condition(cluster, &machine, "istio.io/WaypointBound", "False", "UnsupportedTrafficType")?;
+    condition(cluster, &machine, "Accepted", "True", "Accepted")?;
+    let both = cluster.get(&entry)?["status"]["conditions"].take();
+    ensure!(both.as_array().is_some_and(|all| all.len() == 2), "{both}");
+    Ok(())
 }
 
 fn repaired(cluster: &Cluster) -> Result<()> {
