@@ -3,7 +3,7 @@
 //! The API server reaches the webhook by address instead of by Service: there is no node that would carry the latter.
 
 use anyhow::{Context, Result, ensure};
-use culvert_e2e::apiserver::{Cluster, Controller, SYSTEM, free_port};
+use culvert_e2e::apiserver::{Cluster, Controller, MERGE, SYSTEM, free_port};
 use culvert_e2e::checks::Checks;
 use culvert_e2e::world::{PATIENCE, wait_for};
 use serde_json::{Value, json};
@@ -146,12 +146,21 @@ fn webhook(cluster: &Cluster, port: u16) -> Result<()> {
     })
 }
 
-/// D66: while no controller runs nothing is made or changed, and everything can be read, labelled by nobody, and deleted.
+/// D66: while no controller runs nothing is made and no spec changed, and everything can be labelled and deleted.
 fn without(cluster: &mut Cluster) -> Result<()> {
     cluster.stop("controller")?;
     let answer = cluster.make(POLICIES, &policy("unjudged", for_cart()))?;
     let message = answer["message"].as_str().unwrap_or_default();
     ensure!(message.contains("validation.culvert.dev"), "{answer}");
+    let answer = cluster.ask(
+        "PATCH",
+        &format!("{POLICIES}/audit"),
+        MERGE,
+        Some(&json!({ "spec": { "action": "DENY" } })),
+    )?;
+    ensure!(answer["kind"] == "Status" && answer["status"] == "Failure", "{answer}");
+    cluster
+        .must_patch(&format!("{POLICIES}/audit"), &json!({ "metadata": { "labels": { "team": "shop" } } }))?;
     cluster.must_delete(&format!("{POLICIES}/later"))?;
     cluster.must_make("/api/v1/namespaces", &json!({ "metadata": { "name": "another" } }))
 }
