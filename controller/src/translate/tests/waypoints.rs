@@ -42,7 +42,7 @@ fn waypoint() {
     insta::assert_snapshot!(serde_json::to_string_pretty(&page).unwrap());
 }
 
-/// D44, W03: what was asked for and cannot be had refuses. A name that nothing can have says why.
+/// D44, W03, W06: what was asked for and cannot be had refuses. A name that nothing can have says why.
 #[test]
 fn a_binding_that_cannot_be_had_is_sent_and_leads_nowhere() {
     let told = told(&run(&all()));
