@@ -26,8 +26,10 @@ use crate::args::{Args, SourceKind};
 use crate::auth::NodeTokens;
 use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving};
 use crate::index::{Index, Snapshot};
+use crate::kubernetes::duties::Duties;
 use crate::kubernetes::{self, Replica};
 use crate::metrics::ControllerMetrics;
+use crate::provision::run::Provisioner;
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
 use crate::serve::{admin, listener};
@@ -80,7 +82,7 @@ impl App {
         let readiness = Readiness::new();
         let starting = readiness.register("listening");
 
-        let Parts { source, authority, authenticator } = match args.source {
+        let Parts { source, authority, authenticator, duties } = match args.source {
             SourceKind::Directory => from_directories(args)?,
             SourceKind::Kubernetes => from_kubernetes(args, &metrics, &tasks, &drain).await?,
         };
@@ -94,6 +96,7 @@ impl App {
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
+        let serving = Arc::new(serving);
         let xds = DeltaServer::new(
             sets,
             Streams(authenticator.clone()),
@@ -108,7 +111,7 @@ impl App {
             .await
             .with_context(|| format!("cannot listen on {}", args.listen))?;
         let address = port.local_addr()?;
-        let connections = listener::accept(port, ca::server_config(Arc::new(serving)), &tasks, drain.clone());
+        let connections = listener::accept(port, ca::server_config(serving.clone()), &tasks, drain.clone());
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -126,6 +129,10 @@ impl App {
 
         let pages = admin::pages(readiness, &metrics, filter, snapshots.clone(), xds);
         let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
+        if let Some(duties) = duties {
+            let webhook = args.webhook_listen.map(|address| (address, serving));
+            duties.start(webhook, snapshots.clone(), args.mesh(), &metrics, &tasks, drain.clone()).await?;
+        }
         tasks.spawn("index", writer.run(drain));
         starting.done();
         Ok(Self { tasks, drain: trigger, address, admin_address, snapshots })
@@ -228,6 +235,7 @@ struct Parts {
     source: Source,
     authority: Arc<Authority>,
     authenticator: Arc<dyn NodeAuthenticator>,
+    duties: Option<Duties>,
 }
 
 fn from_directories(args: &Args) -> anyhow::Result<Parts> {
@@ -242,6 +250,7 @@ fn from_directories(args: &Args) -> anyhow::Result<Parts> {
         source: Source::Directory { directory, watch, tokens: tokens.clone() },
         authority: Arc::new(authority),
         authenticator: Arc::new(Tokens(tokens)),
+        duties: None,
     })
 }
 
@@ -258,10 +267,17 @@ async fn from_kubernetes(
         trusted: args.trusted_proxy.clone(),
     };
     let identity = kubernetes::start(client.clone(), replica, metrics, tasks, drain.clone()).await?;
+    let provisioner = Provisioner {
+        client: client.clone(),
+        namespace: args.pod_namespace.clone(),
+        compat: args.compat,
+        settings: args.waypoints(),
+    };
     Ok(Parts {
-        source: Source::Kubernetes(Box::new(Kubernetes::start(client, tasks))),
+        source: Source::Kubernetes(Box::new(Kubernetes::start(client.clone(), tasks))),
         authority: identity.authority,
         authenticator: identity.authenticator,
+        duties: Some(Duties { client, leading: identity.leading, heard: identity.heard, provisioner }),
     })
 }
 

@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
 use culvert_runtime::units::parse_duration;
+use serde_json::{Map, Value};
 
 use crate::kubernetes::review::TrustedProxy;
+use crate::provision::render;
 use crate::sources::directory::Paths;
 use crate::translate::MeshSettings;
 
@@ -48,6 +51,9 @@ pub struct Args {
     /// Address of metrics, readiness and debug pages. Debug pages show what is in the mesh to whoever reaches them.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
     pub metrics_listen: SocketAddr,
+    /// With --source kubernetes, address of the admission webhook; without it there is none.
+    #[arg(long, value_name = "ADDR")]
+    pub webhook_listen: Option<SocketAddr>,
     /// DNS name in the certificate of the port; give it again for more.
     #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
     pub server_name: Vec<String>,
@@ -83,6 +89,34 @@ pub struct Args {
     /// that are not: then no connection is handed over within a node.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = NetworkPolicies::Manifests)]
     pub network_policies: NetworkPolicies,
+    /// GatewayClass istio-waypoint is ours too, by Istio's controller name. Not beside a control plane of Istio's.
+    #[arg(long)]
+    pub compat: bool,
+    /// With --source kubernetes, the image of waypoints.
+    #[arg(long, value_name = "IMAGE", default_value = "culvert/waypoint:latest")]
+    pub waypoint_image: String,
+    /// When a node fetches that image.
+    #[arg(long, value_name = "WHEN", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub waypoint_pull_policy: String,
+    /// Secret that opens the registry; it must be in each namespace that has a waypoint. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub waypoint_pull_secret: Vec<String>,
+    /// Requests and limits of waypoints, as a JSON object.
+    #[arg(
+        long,
+        value_name = "JSON",
+        default_value = r#"{"requests":{"cpu":"100m","memory":"128Mi"},"limits":{"cpu":"2","memory":"1Gi"}}"#
+    )]
+    pub waypoint_resources: JsonMap,
+    /// Laid over the spec of waypoints' pods, as a JSON object: nodeSelector, affinity, tolerations, topologySpreadConstraints.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub waypoint_scheduling: JsonMap,
+    /// Environment of waypoints, NAME=VALUE; may be repeated. Where the control plane is and what the mesh is called is there already.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub waypoint_env: Vec<(String, String)>,
+    /// Seconds that a waypoint's open connections have when it is replaced.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=86_400))]
+    pub waypoint_grace_seconds: u32,
     /// Log filter, such as info,culvert_xds=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
@@ -106,6 +140,32 @@ pub enum SourceKind {
     Kubernetes,
 }
 
+/// A JSON object on the command line.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JsonMap(pub Map<String, Value>);
+
+impl FromStr for JsonMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(_) => Err("is no JSON object".to_owned()),
+            Err(error) => Err(format!("is no JSON object: {error}")),
+        }
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| "has no =".to_owned())?;
+    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if good {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err(format!("{name:?} is no name of a variable"))
+    }
+}
+
 /// What the network enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetworkPolicies {
@@ -127,6 +187,29 @@ impl Args {
         })
     }
 
+    /// What waypoints are made with.
+    pub fn waypoints(&self) -> render::Settings {
+        let controller = self.server_name.first().map_or("", String::as_str);
+        let env = [
+            ("XDS_ADDRESS", format!("https://{controller}:{}", self.listen.port())),
+            ("XDS_ROOT_CERT", "/var/run/secrets/istio/root-cert.pem".to_owned()),
+            ("TOKEN_FILE", "/var/run/secrets/tokens/istio-token".to_owned()),
+            ("TRUST_DOMAIN", self.trust_domain.clone()),
+            ("DOMAIN_SUFFIX", self.cluster_domain.clone()),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value)).into_iter();
+        render::Settings {
+            image: self.waypoint_image.clone(),
+            pull_policy: self.waypoint_pull_policy.clone(),
+            pull_secrets: self.waypoint_pull_secret.clone(),
+            resources: self.waypoint_resources.0.clone(),
+            scheduling: self.waypoint_scheduling.0.clone(),
+            env: env.chain(self.waypoint_env.iter().cloned()).collect(),
+            grace: self.waypoint_grace_seconds,
+            cluster_domain: self.cluster_domain.clone(),
+        }
+    }
+
     /// What translation depends on.
     pub fn mesh(&self) -> MeshSettings {
         MeshSettings {
@@ -134,6 +217,7 @@ impl Args {
             root_namespace: self.root_namespace.clone(),
             cluster_domain: self.cluster_domain.clone(),
             network_policies: self.network_policies == NetworkPolicies::Manifests,
+            compat: self.compat,
             ..MeshSettings::default()
         }
     }

@@ -3,264 +3,11 @@
 //! Needs `KUBERNETES_BIN`, the directory of those programs, and Debian's etcd: `make api-server`. Without it this test fails; no
 //! other command runs it. Everything listens on loopback.
 
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use culvert_e2e::apiserver::{AUDIENCE, Cluster, Controller, MERGE, ROOT_CERTIFICATE, SYSTEM};
 use culvert_e2e::checks::Checks;
-use culvert_e2e::programs;
 use culvert_e2e::world::{PATIENCE, wait_for};
 use serde_json::{Value, json};
-
-/// Of the group system:masters.
-const ADMIN: &str = "administrator";
-const AUDIENCE: &str = "istio-ca";
-const SYSTEM: &str = "culvert-system";
-const ROOT_CERTIFICATE: &str = "istio-ca-root-cert";
-
-/// A control plane of Kubernetes, and what of ours runs beside it. Ends when dropped.
-struct Cluster {
-    dir: tempfile::TempDir,
-    programs: PathBuf,
-    port: u16,
-    running: Vec<(&'static str, Child)>,
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for (_, child) in self.running.iter_mut().rev() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            let kept = self.dir.path().to_owned();
-            self.dir.disable_cleanup(true);
-            eprintln!("logs are in {}", kept.display());
-        }
-    }
-}
-
-impl Cluster {
-    fn start() -> Result<Self> {
-        #[allow(clippy::disallowed_methods, reason = "a test's own setting")]
-        let programs = std::env::var_os("KUBERNETES_BIN").context(
-            "KUBERNETES_BIN is not set: the directory of kube-apiserver and helm (`make api-server` builds it)",
-        )?;
-        let port = free_port()?;
-        let mut cluster =
-            Self { dir: tempfile::tempdir()?, programs: programs.into(), port, running: Vec::new() };
-        cluster.write("tokens.csv", &format!("{ADMIN},admin,1,\"system:masters\"\n"))?;
-        cluster.write("kubeconfig", &kubeconfig(port))?;
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        cluster.write("accounts.key", &key.serialize_pem())?;
-        cluster.write("accounts.pem", &key.public_key_pem())?;
-        let (etcd, peers) = (free_port()?, free_port()?);
-        let etcd = format!("http://127.0.0.1:{etcd}");
-        let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(cluster.path("etcd")).arg("--unsafe-no-fsync");
-        command.args(["--listen-client-urls", &etcd, "--advertise-client-urls", &etcd]);
-        command.args(["--listen-peer-urls", &format!("http://127.0.0.1:{peers}")]);
-        cluster.spawn("etcd", command)?;
-        let mut command = Command::new(cluster.programs.join("kube-apiserver"));
-        let file = |name: &str| cluster.path(name).display().to_string();
-        command.args([
-            format!("--etcd-servers={etcd}"),
-            format!("--secure-port={port}"),
-            "--bind-address=127.0.0.1".into(),
-            format!("--cert-dir={}", file("certificates")),
-            format!("--service-account-key-file={}", file("accounts.pem")),
-            format!("--service-account-signing-key-file={}", file("accounts.key")),
-            "--service-account-issuer=https://kubernetes.default.svc".into(),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            "--authorization-mode=RBAC".into(),
-            "--service-cluster-ip-range=198.18.128.0/20".into(),
-        ]);
-        cluster.spawn("kube-apiserver", command)?;
-        wait_for("the API server", PATIENCE * 3, || {
-            Ok((cluster.get("/readyz")?["text"] == "ok").then_some(()))
-        })?;
-        Ok(cluster)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        fs::write(self.path(name), text).with_context(|| format!("writing {name}"))
-    }
-
-    fn log(&self, name: &str) -> Result<String> {
-        Ok(fs::read_to_string(self.path(&format!("{name}.log")))?)
-    }
-
-    fn spawn(&mut self, name: &'static str, mut command: Command) -> Result<()> {
-        let log = File::create(self.path(&format!("{name}.log")))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("starting {name}: {command:?}"))?;
-        self.running.push((name, child));
-        Ok(())
-    }
-
-    /// Asks the API server; what is no JSON comes back as `{"text": ...}`.
-    fn ask(&self, method: &str, path: &str, kind: &str, body: Option<&Value>) -> Result<Value> {
-        let url = format!("https://127.0.0.1:{}{path}", self.port);
-        let mut curl = Command::new("curl");
-        curl.args(["-sk", "--noproxy", "*", "-X", method, &url]);
-        curl.args(["-H", &format!("authorization: Bearer {ADMIN}"), "-H", &format!("content-type: {kind}")]);
-        if let Some(body) = body {
-            curl.args(["-d", &body.to_string()]);
-        }
-        let text = String::from_utf8(curl.output()?.stdout)?;
-        Ok(serde_json::from_str(&text).unwrap_or_else(|_| json!({ "text": text })))
-    }
-
-    fn get(&self, path: &str) -> Result<Value> {
-        self.ask("GET", path, "application/json", None)
-    }
-
-    /// Makes an object; the answer is it, or a Status that says why not.
-    fn make(&self, path: &str, object: &Value) -> Result<Value> {
-        self.ask("POST", path, "application/json", Some(object))
-    }
-
-    /// As [`make`](Self::make), of what must be accepted.
-    fn must_make(&self, path: &str, object: &Value) -> Result<()> {
-        let answer = self.make(path, object)?;
-        ensure!(answer["kind"] != "Status", "{path}: {answer}");
-        Ok(())
-    }
-
-    fn pod(&self, namespace: &str, name: &str, node: &str, account: &str, annotations: &Value) -> Result<()> {
-        let spec = json!({
-            "nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": false,
-            "containers": [{ "name": "c", "image": "none" }],
-        });
-        let labels = json!({ "app": name });
-        let metadata = json!({ "name": name, "labels": labels, "annotations": annotations });
-        self.must_make(
-            &format!("/api/v1/namespaces/{namespace}/pods"),
-            &json!({ "metadata": metadata, "spec": spec }),
-        )
-    }
-
-    /// A token of a service account that is bound to a pod, as kubelet would ask for it.
-    fn token(
-        &self,
-        file: &str,
-        namespace: &str,
-        account: &str,
-        pod: &str,
-        audience: &str,
-    ) -> Result<PathBuf> {
-        let bound = json!({ "kind": "Pod", "apiVersion": "v1", "name": pod });
-        let spec = json!({ "audiences": [audience], "boundObjectRef": bound, "expirationSeconds": 600 });
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let answer = self.make(&path, &json!({ "spec": spec }))?;
-        let token = answer["status"]["token"].as_str().with_context(|| format!("no token: {answer}"))?;
-        self.write(file, token)?;
-        Ok(self.path(file))
-    }
-}
-
-fn kubeconfig(port: u16) -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "test",
-        "clusters": [{ "name": "test", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true } }],
-        "users": [{ "name": "test", "user": { "token": ADMIN } }],
-        "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
-    })
-    .to_string()
-}
-
-/// Free when asked; nothing else of this test takes it in between.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-/// The controller, and where it serves.
-struct Controller {
-    xds: u16,
-    pages: u16,
-}
-
-impl Controller {
-    fn start(cluster: &mut Cluster) -> Result<Self> {
-        let (xds, pages) = (free_port()?, free_port()?);
-        let mut command = Command::new(programs::program("controller")?);
-        command.env("KUBECONFIG", cluster.path("kubeconfig")).args(["--source", "kubernetes"]);
-        command.args([
-            "--listen",
-            &format!("127.0.0.1:{xds}"),
-            "--metrics-listen",
-            &format!("127.0.0.1:{pages}"),
-        ]);
-        cluster.spawn("controller", command)?;
-        let controller = Self { xds, pages };
-        wait_for("the controller", PATIENCE, || {
-            Ok((controller.page("/healthz/ready")?.trim() == "ready").then_some(()))
-        })?;
-        Ok(controller)
-    }
-
-    fn page(&self, path: &str) -> Result<String> {
-        let url = format!("http://127.0.0.1:{}{path}", self.pages);
-        Ok(String::from_utf8(Command::new("curl").args(["-s", "--noproxy", "*", &url]).output()?.stdout)?)
-    }
-
-    /// What is sent to proxies.
-    fn index(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.page("/debug/index")?)?)
-    }
-
-    fn workload(&self, uid: &str) -> Result<Option<Value>> {
-        let workload = self.index()?["addresses"][uid]["resource"]["workload"].take();
-        Ok((!workload.is_null()).then_some(workload))
-    }
-
-    /// Starts a proxy that says it is on `node`, and waits until its log says `wanted`.
-    fn proxy_says(&self, cluster: &mut Cluster, node: &str, token: &Path, wanted: &str) -> Result<()> {
-        let root = cluster.get(&format!("/api/v1/namespaces/shop/configmaps/{ROOT_CERTIFICATE}"))?;
-        cluster.write("root.pem", root["data"]["root-cert.pem"].as_str().context("no root certificate")?)?;
-        let mut command = Command::new(programs::program("ztunnel")?);
-        command.args(["proxy", "--node", node, "--xds-address", &format!("https://127.0.0.1:{}", self.xds)]);
-        command.args(["--xds-server-name", "culvert-controller.culvert-system.svc", "--xds-root-cert"]);
-        command
-            .arg(cluster.path("root.pem"))
-            .arg("--token-file")
-            .arg(token)
-            .arg("--zds-socket")
-            .arg(cluster.path("zds"));
-        for listen in ["--admin-listen", "--readiness-listen", "--metrics-listen"] {
-            command.args([listen, &format!("127.0.0.1:{}", free_port()?)]);
-        }
-        cluster.spawn("proxy", command)?;
-        let said = wait_for(wanted, PATIENCE, || Ok(cluster.log("proxy")?.contains(wanted).then_some(())));
-        if let Some((_, mut proxy)) = cluster.running.pop() {
-            proxy.kill()?;
-            proxy.wait()?;
-        }
-        said.with_context(|| cluster.log("proxy").unwrap_or_default())
-    }
-}
-
-fn helm(cluster: &Cluster, args: &[&str]) -> Result<()> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/culvert");
-    let mut command = Command::new(cluster.programs.join("helm"));
-    command
-        .env("KUBECONFIG", cluster.path("kubeconfig"))
-        .env("HELM_CACHE_HOME", cluster.path("helm"))
-        .args(args);
-    if args[0] == "install" {
-        command.arg(chart);
-    }
-    let output = command.output().context("helm")?;
-    ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 fn objects(cluster: &Cluster) -> Result<()> {
     for namespace in [SYSTEM, "shop"] {
@@ -274,7 +21,7 @@ fn objects(cluster: &Cluster) -> Result<()> {
     for node in ["node-a", "node-b"] {
         cluster.must_make("/api/v1/nodes", &json!({ "metadata": { "name": node } }))?;
     }
-    helm(cluster, &["install", "culvert", "--namespace", SYSTEM])?;
+    cluster.helm(&["install", "culvert", "--namespace", SYSTEM])?;
     cluster
         .must_make("/api/v1/namespaces/shop/serviceaccounts", &json!({ "metadata": { "name": "cart" } }))?;
     let none = json!({});
@@ -285,13 +32,7 @@ fn objects(cluster: &Cluster) -> Result<()> {
     let service =
         json!({ "metadata": { "name": "cart" }, "spec": { "selector": { "app": "cart" }, "ports": ports } });
     cluster.must_make("/api/v1/namespaces/shop/services", &service)?;
-    let status = json!({ "status": {
-        "phase": "Running", "podIP": "100.64.1.9", "podIPs": [{ "ip": "100.64.1.9" }],
-        "conditions": [{ "type": "Ready", "status": "True" }],
-    } });
-    let path = "/api/v1/namespaces/shop/pods/cart/status";
-    let answer = cluster.ask("PATCH", path, "application/merge-patch+json", Some(&status))?;
-    ensure!(answer["kind"] == "Pod", "{answer}");
+    cluster.runs("shop", "cart", "100.64.1.9")?;
     Ok(())
 }
 
@@ -366,7 +107,7 @@ fn root(cluster: &Cluster) -> Result<()> {
     cluster.must_make("/api/v1/namespaces", &json!({ "metadata": { "name": "new" } }))?;
     ensure!(bundle("new")? == first, "another root in another namespace");
     let edit = json!({ "data": { "root-cert.pem": "nothing" } });
-    cluster.ask("PATCH", &path("shop"), "application/merge-patch+json", Some(&edit))?;
+    cluster.ask("PATCH", &path("shop"), MERGE, Some(&edit))?;
     ensure!(bundle("shop")? == first, "an edit stays");
     cluster.ask("DELETE", &path("shop"), "application/json", None)?;
     ensure!(bundle("shop")? == first, "another root after it was deleted");
@@ -397,7 +138,7 @@ fn the_control_plane_on_a_real_api_server() {
         tokens(&mut cluster, &controller)
     });
     checks.check("nothing of the chart is left but the kinds", || {
-        helm(&cluster, &["uninstall", "culvert", "--namespace", SYSTEM])?;
+        cluster.helm(&["uninstall", "culvert", "--namespace", SYSTEM])?;
         let roles = cluster.get(
             "/apis/rbac.authorization.k8s.io/v1/clusterroles?labelSelector=app.kubernetes.io/part-of=culvert",
         )?;

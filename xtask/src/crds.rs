@@ -32,6 +32,10 @@ pub struct Crd {
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
+/// What the controller says of it.
+const ENFORCED: (&str, &str) = ("Enforced", ".status.conditions[?(@.type=='culvert.dev/Enforced')].status");
+const ACCEPTED: (&str, &str) = ("Accepted", ".status.conditions[?(@.type=='Accepted')].status");
+
 /// The kinds; short names are Istio's.
 pub const CRDS: [Crd; 6] = [
     Crd {
@@ -42,7 +46,7 @@ pub const CRDS: [Crd; 6] = [
         short: "ap",
         versions: SECURITY,
         spec: schemas::authorization_policy,
-        columns: &[("Action", ".spec.action")],
+        columns: &[("Action", ".spec.action"), ENFORCED],
     },
     Crd {
         group: "security.istio.io",
@@ -52,7 +56,7 @@ pub const CRDS: [Crd; 6] = [
         short: "pa",
         versions: SECURITY,
         spec: schemas::peer_authentication,
-        columns: &[("Mode", ".spec.mtls.mode")],
+        columns: &[("Mode", ".spec.mtls.mode"), ENFORCED],
     },
     Crd {
         group: "security.istio.io",
@@ -62,7 +66,7 @@ pub const CRDS: [Crd; 6] = [
         short: "ra",
         versions: SECURITY,
         spec: schemas::request_authentication,
-        columns: &[],
+        columns: &[ENFORCED],
     },
     Crd {
         group: "networking.istio.io",
@@ -76,6 +80,7 @@ pub const CRDS: [Crd; 6] = [
             ("Hosts", ".spec.hosts"),
             ("Location", ".spec.location"),
             ("Resolution", ".spec.resolution"),
+            ACCEPTED,
         ],
     },
     Crd {
@@ -86,7 +91,7 @@ pub const CRDS: [Crd; 6] = [
         short: "we",
         versions: NETWORKING,
         spec: schemas::workload_entry,
-        columns: &[("Address", ".spec.address")],
+        columns: &[("Address", ".spec.address"), ACCEPTED],
     },
     Crd {
         group: "networking.istio.io",
@@ -96,7 +101,7 @@ pub const CRDS: [Crd; 6] = [
         short: "dr",
         versions: NETWORKING,
         spec: schemas::destination_rule,
-        columns: &[("Host", ".spec.host")],
+        columns: &[("Host", ".spec.host"), ENFORCED],
     },
 ];
 
@@ -149,7 +154,7 @@ impl Crd {
             "type": "object",
             "properties": {
                 "spec": (self.spec)(),
-                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                "status": schemas::status(),
             },
         });
         let mut columns: Vec<Value> = self

@@ -321,7 +321,7 @@ async fn agent_and_proxy_restart_in_any_order() {
     world.stop().await;
 }
 
-/// C09, C22, C69: a proxy that cannot serve a pod makes it pending, with the reason, also when it says so while it takes the
+/// C09, C22, C69, D48: a proxy that cannot serve a pod makes it pending, with the reason, also when it says so while it takes the
 /// snapshot of pods that another proxy served; the agent tries again.
 #[tokio::test]
 async fn a_refused_pod_is_pending_and_tried_again() {

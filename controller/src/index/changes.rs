@@ -3,22 +3,26 @@
 //! Workloads are what there are many of, and no workload says anything about another: a pod or WorkloadEntry is translated
 //! from itself, its status, and what is in force in its namespace, the root namespace and its node. So when only pods change,
 //! only those are translated again, beside the rest of their namespace. When something else changes, everything that is no
-//! workload is translated again, and the workloads of its namespace; when it is for the whole mesh, everything is.
+//! workload is translated again, and the workloads of its namespace; when it is for the whole mesh, everything is. Of a waypoint's
+//! Gateway: the workloads that it may be bound to, or that are its own.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use culvert_k8s_api::labels;
 use culvert_k8s_api::manifest::Manifest;
-use culvert_k8s_api::object::{Kind, ObjectKey};
+use culvert_k8s_api::meta::StringMap;
+use culvert_k8s_api::object::{Kind, Object, ObjectKey};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use super::World;
 use crate::translate::MeshSettings;
+use crate::translate::waypoints::asked;
 
 /// Kinds that others are translated by: everything but what becomes a workload.
-const CONTEXT: [Kind; 8] = [
+const CONTEXT: [Kind; 10] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Service,
@@ -27,7 +31,12 @@ const CONTEXT: [Kind; 8] = [
     Kind::ServiceEntry,
     Kind::NetworkPolicy,
     Kind::OtherNetworkPolicy,
+    Kind::Gateway,
+    Kind::GatewayClass,
 ];
+
+/// Of these, what is the same for workloads of every namespace. There are few.
+const EVERYWHERE: [Kind; 3] = [Kind::OtherNetworkPolicy, Kind::Gateway, Kind::GatewayClass];
 
 /// `(namespace, name)`.
 type Name = (String, String);
@@ -53,6 +62,7 @@ impl Changes {
         let mut changes = Self::default();
         let mut namespaces = BTreeSet::new();
         let mut nodes = BTreeSet::new();
+        let (mut gateways, mut classes) = (BTreeSet::new(), BTreeSet::new());
         let mut object = |key: &ObjectKey| match key.kind {
             Kind::Pod => drop(changes.pods.insert((key.namespace.clone(), key.name.clone()))),
             Kind::WorkloadEntry => drop(changes.entries.insert((key.namespace.clone(), key.name.clone()))),
@@ -69,6 +79,14 @@ impl Changes {
                 if key.namespace == settings.root_namespace =>
             {
                 changes.all = true;
+            }
+            Kind::Gateway => {
+                changes.context = true;
+                gateways.insert((key.namespace.clone(), key.name.clone()));
+            }
+            Kind::GatewayClass => {
+                changes.context = true;
+                classes.insert(key.name.clone());
             }
             // It may select anything.
             Kind::OtherNetworkPolicy => changes.all = true,
@@ -103,7 +121,39 @@ impl Changes {
             changes.pods.extend(named(&after.objects, Kind::Pod, namespace));
             changes.entries.extend(named(&after.objects, Kind::WorkloadEntry, namespace));
         }
+        for (key, manifest) in of(&after.objects, Kind::Gateway, None) {
+            if let Object::Gateway(gateway) = &manifest.object
+                && classes.contains(&gateway.spec.gateway_class_name)
+            {
+                gateways.insert((key.namespace.clone(), key.name.clone()));
+            }
+        }
+        changes.bound_to(&gateways, after);
         changes
+    }
+
+    /// The workloads whose labels, or whose namespace's, name one of these Gateways.
+    fn bound_to(&mut self, gateways: &BTreeSet<Name>, world: &World) {
+        if gateways.is_empty() {
+            return;
+        }
+        let is = |namespace: &str, name: &str| gateways.contains(&(namespace.to_owned(), name.to_owned()));
+        for (kind, out) in [(Kind::Pod, &mut self.pods), (Kind::WorkloadEntry, &mut self.entries)] {
+            let mut last: Option<(&str, Option<&StringMap>)> = None;
+            for (key, manifest) in of(&world.objects, kind, None) {
+                let namespace = key.namespace.as_str();
+                let inherited = match last {
+                    Some((of, inherited)) if of == namespace => inherited,
+                    _ => labels_of(world, namespace),
+                };
+                last = Some((namespace, inherited));
+                let own = &manifest.object.metadata().labels;
+                let bound = asked(own, inherited, namespace).is_some_and(|(home, name, _)| is(home, name));
+                if bound || own.get(labels::GATEWAY_NAME).is_some_and(|name| is(namespace, name)) {
+                    out.insert((key.namespace.clone(), key.name.clone()));
+                }
+            }
+        }
     }
 
     /// The part of the world that is to be translated again, with all that it is translated by.
@@ -134,7 +184,7 @@ impl Changes {
             });
         }
         for kind in CONTEXT {
-            if self.context || kind == Kind::OtherNetworkPolicy {
+            if self.context || EVERYWHERE.contains(&kind) {
                 let all = of(&world.objects, kind, None);
                 part.objects.extend(all.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))));
             } else {
@@ -165,6 +215,11 @@ fn keys<'a, 'b, V: 'a + 'b>(
             key.clone()
         }
     })
+}
+
+fn labels_of<'a>(world: &'a World, namespace: &str) -> Option<&'a StringMap> {
+    let key = ObjectKey { kind: Kind::Namespace, namespace: String::new(), name: namespace.to_owned() };
+    world.objects.get(&key).map(|it| &it.object.metadata().labels)
 }
 
 fn named(objects: &OrdMap<ObjectKey, Arc<Manifest>>, kind: Kind, namespace: &str) -> Vec<Name> {

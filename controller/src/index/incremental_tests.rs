@@ -1,8 +1,8 @@
 //! What an index makes of one edit after another is what a translation of the whole makes of the outcome.
 
-use culvert_k8s_api::Object;
 use culvert_k8s_api::manifest::parse_file;
 use culvert_k8s_api::status::{Phase, Redirection};
+use culvert_k8s_api::{Kind, Object};
 use culvert_proto::workload::{Address, address};
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ struct Edit {
 }
 
 fn edits() -> impl Strategy<Value = Vec<Vec<Edit>>> {
-    let edit = (0u8..13, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
+    let edit = (0u8..15, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
         |(what, namespace, name, look, remove)| Edit {
             what,
             namespace: NAMESPACES[namespace],
@@ -85,7 +85,13 @@ fn pod_status(namespace: &str, name: u8, look: u8) -> PodStatus {
 
 fn manifest(edit: &Edit) -> String {
     let Edit { what, namespace, name, look, .. } = edit;
-    let meta = format!("metadata: {{name: {{}}, namespace: {namespace}, labels: {{app: l{look}}}}}");
+    // Some are bound to a waypoint of another namespace, some are what a waypoint is made of.
+    let more = match (what, look) {
+        (0 | 1 | 3, 1) => ", istio.io/use-waypoint: w0, istio.io/use-waypoint-namespace: a",
+        (0 | 1 | 3, 3) => ", gateway.networking.k8s.io/gateway-name: w1",
+        _ => "",
+    };
+    let meta = format!("metadata: {{name: {{}}, namespace: {namespace}, labels: {{app: l{look}{more}}}}}");
     let meta = |prefix: &str| meta.replace("{}", &format!("{prefix}{name}"));
     match what {
         0 => format!(
@@ -127,6 +133,17 @@ fn manifest(edit: &Edit) -> String {
         12 => format!(
             "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{}\nspec: {{endpointSelector: {{}}}}",
             meta("o")
+        ),
+        13 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w{name}, namespace: {namespace}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{gatewayClassName: {}, listeners: [{{name: mesh, port: 1500{look}, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {}}}}}}}]}}\n{}",
+            ["service", "workload", "all", "none"][usize::from(*look)],
+            if look % 2 == 0 { "culvert-waypoint" } else { "c1" },
+            if *name == 0 { "All" } else { "Same" },
+            if look % 2 == 0 { "" } else { "status: {addresses: [{value: 10.9.9.9}]}" },
+        ),
+        14 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
+            if look % 2 == 0 { "workload" } else { "all" }
         ),
         6 => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
@@ -234,4 +251,45 @@ fn a_pod_costs_what_a_pod_is_worth() {
     };
     assert_eq!(pod.services.len(), 1);
     assert!(matches!(&world.objects.values().next().unwrap().object, Object::Pod(_) | Object::Service(_)));
+}
+
+/// A Gateway costs what is bound to it: neither the pods beside, nor those of other namespaces.
+#[test]
+fn a_gateway_costs_what_is_bound_to_it() {
+    let mut text = String::new();
+    for (namespace, labels) in [
+        ("by-name", "istio.io/use-waypoint: w"),
+        ("elsewhere", "istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: by-name"),
+        ("other", "istio.io/use-waypoint: v"),
+        ("none", "x: y"),
+    ] {
+        text += &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{{labels}}}}}\n---\n"
+        );
+        for (pod, own) in [
+            ("plain", "x: y"),
+            ("out", "istio.io/use-waypoint: none"),
+            ("own", "istio.io/use-waypoint: w"),
+            ("instance", "gateway.networking.k8s.io/gateway-name: w"),
+        ] {
+            text += &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {namespace}, labels: {{{own}}}}}\nspec: {{containers: [{{name: c}}]}}\n---\n"
+            );
+        }
+    }
+    text += "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: by-name}\nspec: {gatewayClassName: c, listeners: []}\n";
+    let world = World { objects: by_key(parse_file("f", &text).objects), ..World::default() };
+    let mut before = world.clone();
+    before.objects = before.objects.into_iter().filter(|(key, _)| key.kind != Kind::Gateway).collect();
+    let changes = Changes::between(&before, &world, &MeshSettings::default());
+    let pod = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+    let bound = [
+        pod("by-name", "instance"),
+        pod("by-name", "own"),
+        pod("by-name", "plain"),
+        pod("elsewhere", "instance"),
+        pod("elsewhere", "plain"),
+    ];
+    assert_eq!(changes.pods, BTreeSet::from(bound));
+    assert!(changes.context && !changes.all && changes.entries.is_empty());
 }

@@ -61,7 +61,7 @@ async fn leads(candidate: &mut Candidate, expected: bool) -> Duration {
     begun.elapsed()
 }
 
-/// D69.
+/// D68, D69: one lease for all that only one may do.
 #[tokio::test(start_paused = true)]
 async fn one_of_many_leads_and_the_next_follows_at_once_when_it_stops() {
     let (fake, tasks) = (Arc::new(Fake::default()), Tasks::new("test"));

@@ -14,8 +14,10 @@ use culvert_runtime::metrics::Metrics;
 use culvert_runtime::tasks::Tasks;
 use tokio::sync::watch;
 
+use crate::admission::Heard;
 use crate::ca::{Authority, NodeAuthenticator};
 
+pub mod duties;
 pub mod lease;
 pub mod review;
 pub mod root;
@@ -40,6 +42,8 @@ pub struct Identity {
     pub authenticator: Arc<dyn NodeAuthenticator>,
     /// Whether this replica writes; what writes looks before each write.
     pub leading: watch::Receiver<bool>,
+    /// Whether the webhook of this replica was asked; the leader makes it one that must answer then.
+    pub heard: Heard,
 }
 
 /// Opens the root and starts everything above; it ends when `drain` starts.
@@ -72,7 +76,8 @@ pub async fn start(
     let (to, signed) = (client.clone(), authority.clone());
     tasks.spawn("trust bundles", trust::keep_bundles(to, signed, leading.clone(), drain.clone()));
     let (to, signed) = (client.clone(), authority.clone());
-    tasks.spawn("webhook bundle", trust::keep_webhook(to, signed, leading.clone(), drain));
+    let heard = Heard::default();
+    tasks.spawn("webhook bundle", trust::keep_webhook(to, signed, heard.watch(), leading.clone(), drain));
     let authenticator = review::TokenReviews::new(client, replica.trusted);
-    Ok(Identity { authority, authenticator, leading })
+    Ok(Identity { authority, authenticator, leading, heard })
 }

@@ -1,4 +1,4 @@
-//! The mesh's roots handed out: ConfigMap `istio-ca-root-cert` in every namespace (D54), and the webhook's `caBundle`.
+//! The mesh's roots handed out: ConfigMap `istio-ca-root-cert` in every namespace (D54), and the webhook's configuration.
 //!
 //! Every replica watches; the leader writes what is not as it should be, whoever changed it.
 
@@ -25,7 +25,7 @@ use crate::ca::Authority;
 pub const NAME: &str = "istio-ca-root-cert";
 /// Its key.
 pub const KEY: &str = "root-cert.pem";
-/// The webhook's configuration whose `caBundle` is kept.
+/// The webhook's configuration, of which `caBundle` and `failurePolicy` are kept.
 pub const WEBHOOK: &str = "culvert-validator";
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
@@ -206,10 +206,12 @@ fn maps(client: kube::Client) -> impl Stream<Item = Seen> + Send {
     })
 }
 
-/// Keeps the roots in the webhook's configuration, if there is one, until `drain` starts.
+/// Keeps the roots in the webhook's configuration, if there is one, until `drain` starts, and once the API server was `heard` by
+/// the webhook, makes it demand an answer (D66).
 pub async fn keep_webhook(
     client: kube::Client,
     authority: Arc<Authority>,
+    mut heard: watch::Receiver<bool>,
     mut leading: watch::Receiver<bool>,
     drain: DrainWatcher,
 ) {
@@ -222,7 +224,8 @@ pub async fn keep_webhook(
         let leads = *leading.borrow_and_update();
         generation.borrow_and_update();
         let pem = authority.root_pem();
-        let wanted = current.as_ref().and_then(|it| with_bundle(it, &pem)).filter(|_| leads);
+        let demand = *heard.borrow_and_update();
+        let wanted = current.as_ref().and_then(|it| corrected(it, &pem, demand)).filter(|_| leads);
         tokio::select! {
             biased;
             _ = drain.started() => return,
@@ -234,14 +237,15 @@ pub async fn keep_webhook(
             },
             Ok(()) = leading.changed() => {}
             Ok(()) = generation.changed() => {}
+            Ok(()) = heard.changed() => {}
             () = sleep_until(next), if wanted.is_some() => {
                 next = Instant::now() + RETRY;
                 if let Some(wanted) = wanted {
                     let params = PostParams { field_manager: Some("culvert".into()), ..PostParams::default() };
                     match timeout(PATIENCE, api.replace(WEBHOOK, &params, &wanted)).await {
                         Ok(Ok(written)) => current = Some(written),
-                        Ok(Err(error)) => tracing::warn!(%error, "cannot write the webhook's caBundle"),
-                        Err(_) => tracing::warn!("cannot write the webhook's caBundle: no answer in time"),
+                        Ok(Err(error)) => tracing::warn!(%error, "cannot write the webhook's configuration"),
+                        Err(_) => tracing::warn!("cannot write the webhook's configuration: no answer in time"),
                     }
                 }
             }
@@ -249,21 +253,22 @@ pub async fn keep_webhook(
     }
 }
 
-/// The configuration with our roots in every webhook; none if it has them.
-fn with_bundle(
+/// The configuration with our roots in every webhook, and the answer demanded if `demand`; none if it is so. What was demanded once
+/// stays: a new leader that has not heard the API server yet says nothing against the one before.
+fn corrected(
     current: &ValidatingWebhookConfiguration,
     pem: &str,
+    demand: bool,
 ) -> Option<ValidatingWebhookConfiguration> {
     let bundle = ByteString(pem.as_bytes().to_vec());
     let mut wanted = current.clone();
-    let mut changed = false;
     for webhook in wanted.webhooks.iter_mut().flatten() {
-        if webhook.client_config.ca_bundle.as_ref() != Some(&bundle) {
-            webhook.client_config.ca_bundle = Some(bundle.clone());
-            changed = true;
+        webhook.client_config.ca_bundle = Some(bundle.clone());
+        if demand {
+            webhook.failure_policy = Some("Fail".to_owned());
         }
     }
-    changed.then_some(wanted)
+    (wanted != *current).then_some(wanted)
 }
 
 #[cfg(test)]
@@ -306,10 +311,29 @@ mod tests {
     fn a_webhook_has_the_roots_of_now() {
         let webhook = ValidatingWebhook { name: "x".to_owned(), ..ValidatingWebhook::default() };
         let mut configuration = ValidatingWebhookConfiguration::default();
-        assert!(with_bundle(&configuration, "pem").is_none());
+        assert!(corrected(&configuration, "pem", true).is_none());
         configuration.webhooks = Some(vec![webhook.clone(), webhook]);
-        let written = with_bundle(&configuration, "pem").unwrap();
-        assert!(with_bundle(&written, "pem").is_none());
-        assert!(with_bundle(&written, "other").is_some());
+        let written = corrected(&configuration, "pem", false).unwrap();
+        assert!(corrected(&written, "pem", false).is_none());
+        assert!(corrected(&written, "other", false).is_some());
+    }
+
+    /// D66: at first an answer is not demanded; it is once the API server was heard, and stays so.
+    #[test]
+    fn an_answer_is_demanded_once_the_api_server_was_heard() {
+        let webhook = ValidatingWebhook {
+            name: "x".to_owned(),
+            failure_policy: Some("Ignore".to_owned()),
+            ..ValidatingWebhook::default()
+        };
+        let configuration =
+            ValidatingWebhookConfiguration { webhooks: Some(vec![webhook]), ..Default::default() };
+        let policy =
+            |it: &ValidatingWebhookConfiguration| it.webhooks.as_ref().unwrap()[0].failure_policy.clone();
+        let unheard = corrected(&configuration, "pem", false).unwrap();
+        assert_eq!(policy(&unheard).as_deref(), Some("Ignore"));
+        let heard = corrected(&unheard, "pem", true).unwrap();
+        assert_eq!(policy(&heard).as_deref(), Some("Fail"));
+        assert!(corrected(&heard, "pem", true).is_none() && corrected(&heard, "pem", false).is_none());
     }
 }

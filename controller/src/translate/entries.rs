@@ -12,7 +12,8 @@ use super::endpoints::{Endpoint, Targets, entry_ports, entry_protocol, tcp_ports
 use super::pods::{canonical_name, canonical_revision, speaks_hbone, tunnel};
 use super::services::{ip_bytes, network_address};
 use super::view::View;
-use super::{Names, Translation, vip, waypoint};
+use super::waypoints::{Asks, Traffic};
+use super::{Names, Translation, vip};
 
 /// The hosts of all ServiceEntries that are sent.
 pub(super) struct Hosts<'a> {
@@ -145,6 +146,7 @@ fn service(
         target_port: port.target_port.unwrap_or(port.number).get().into(),
         app_protocol: entry_protocol(&port.protocol).into(),
     });
+    let (waypoint, weighted_waypoints) = view.waypoint(Asks { meta, traffic: Traffic::Service });
     let passthrough = spec.resolution == Resolution::None;
     proto::Service {
         name: meta.name.clone(),
@@ -153,12 +155,8 @@ fn service(
         addresses: written.chain(allocated).collect(),
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint(
-            &meta.labels,
-            view.namespace_labels(&meta.namespace),
-            &meta.namespace,
-            &view.settings.cluster_domain,
-        ),
+        waypoint,
+        weighted_waypoints,
         load_balancing: passthrough.then(|| proto::LoadBalancing {
             mode: Mode::Passthrough.into(),
             ..proto::LoadBalancing::default()
@@ -238,7 +236,7 @@ fn workload(
         trust_domain: settings.trust_domain.clone(),
         service_account: if spec.service_account.is_empty() { "default" } else { &spec.service_account }
             .to_owned(),
-        waypoint: waypoint(&meta.labels, None, &meta.namespace, &settings.cluster_domain),
+        waypoint: view.waypoint(Asks { meta, traffic: Traffic::Workload }).0,
         canonical_name: canonical_name(labels, &meta.name),
         canonical_revision: canonical_revision(labels),
         workload_type: proto::WorkloadType::Pod.into(),

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use culvert_proto::security::Authorization;
-use culvert_proto::workload::{Address, GatewayAddress, NamespacedHostname, address, gateway_address};
+use culvert_proto::workload::{Address, address};
 use serde::Serialize;
 
 use crate::index::World;
-use culvert_k8s_api::labels;
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::object::Kind;
 
@@ -23,6 +22,7 @@ mod services;
 pub mod version;
 mod view;
 mod vip;
+pub mod waypoints;
 
 use network_policy::NetworkPolicies;
 use view::View;
@@ -43,6 +43,8 @@ pub struct MeshSettings {
     /// The NetworkPolicies among the objects are all that the network enforces; otherwise nothing is known of a pod that none of
     /// them selects.
     pub network_policies: bool,
+    /// Istio's class of waypoints is ours too.
+    pub compat: bool,
 }
 
 /// Everything that is sent, and what became of each policy.
@@ -88,6 +90,7 @@ impl Default for MeshSettings {
             root_namespace: "istio-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             network_policies: true,
+            compat: false,
         }
     }
 }
@@ -148,29 +151,6 @@ impl Translation {
     fn insert(&mut self, name: String, what: address::Type) {
         self.addresses.insert(name, Address { r#type: Some(what) });
     }
-}
-
-/// The waypoint that labels ask for, the object's own before its namespace's.
-///
-/// It is sent whether it exists or not: a waypoint that is bound but missing refuses (design: fail closed).
-fn waypoint(
-    of: &StringMap,
-    inherited: Option<&StringMap>,
-    namespace: &str,
-    domain: &str,
-) -> Option<GatewayAddress> {
-    let source = if of.contains_key(labels::USE_WAYPOINT) { of } else { inherited? };
-    let name = source.get(labels::USE_WAYPOINT)?;
-    if name.is_empty() || name == labels::WAYPOINT_NONE {
-        return None;
-    }
-    let home = source.get(labels::USE_WAYPOINT_NAMESPACE).map_or(namespace, String::as_str);
-    let hostname = format!("{name}.{home}.svc.{domain}");
-    let destination = NamespacedHostname { namespace: home.to_owned(), hostname };
-    Some(GatewayAddress {
-        destination: Some(gateway_address::Destination::Hostname(destination)),
-        hbone_mtls_port: 15008,
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use super::endpoints::{Endpoint, Targets};
 use super::network_policy::NetworkPolicies;
 use super::services::ip_bytes;
 use super::view::View;
-use super::{Names, Translation, waypoint};
+use super::waypoints::{Asks, Traffic};
+use super::{Names, Translation};
 
 /// Converts every pod that has an address and has not ended (D17).
 pub(super) fn convert_all(
@@ -60,8 +61,7 @@ fn convert(view: &View<'_>, pod: &Pod, status: &PodStatus) -> proto::Workload {
         tunnel_protocol: tunnel(hbone).into(),
         trust_domain: settings.trust_domain.clone(),
         service_account: pod.service_account().to_owned(),
-        // A pod is bound by its own label only: a waypoint for a namespace serves its services unless it says otherwise.
-        waypoint: waypoint(&meta.labels, None, &meta.namespace, &settings.cluster_domain),
+        waypoint: view.waypoint(Asks { meta, traffic: Traffic::Workload }).0,
         node: status.node_name.clone(),
         canonical_name: canonical_name(&meta.labels, workload_name),
         canonical_revision: canonical_revision(&meta.labels),

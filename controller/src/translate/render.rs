@@ -87,6 +87,10 @@ fn service(it: &workload::Service) -> Value {
         let length = address.length.map_or_else(String::new, |length| format!("/{length}"));
         format!("{network}{}{length}", ip(&address.address))
     });
+    let weighted = it
+        .weighted_waypoints
+        .iter()
+        .map(|it| format!("{} {}", it.destination.as_ref().map(gateway).unwrap_or_default(), it.weight));
     let balancing = it.load_balancing.as_ref().map(|it| {
         filled(json!({
             "mode": it.mode().as_str_name(),
@@ -102,6 +106,7 @@ fn service(it: &workload::Service) -> Value {
         "ports": ports(&it.ports),
         "subjectAltNames": it.subject_alt_names,
         "waypoint": it.waypoint.as_ref().map(gateway),
+        "weightedWaypoints": weighted.collect::<Vec<_>>(),
         "loadBalancing": balancing,
         "extensions": it.extensions.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(),
         "ipFamilies": it.ip_families().as_str_name(),

@@ -10,10 +10,11 @@ use culvert_model::wire::service::encode_affinity;
 use culvert_proto::workload as proto;
 use culvert_proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 
+use super::Translation;
 use super::endpoints::{Targets, app_protocol};
 use super::entries::Hosts;
 use super::view::View;
-use super::{Translation, waypoint};
+use super::waypoints::{Asks, Traffic};
 
 /// Everything that selects workloads.
 pub(super) fn targets<'a>(view: &View<'a>, entries: &Hosts<'a>) -> Targets<'a> {
@@ -66,7 +67,7 @@ fn addresses(view: &View<'_>, service: &Service) -> Vec<IpAddr> {
 fn convert(view: &View<'_>, service: &Service, hostname: String, addresses: &[IpAddr]) -> proto::Service {
     let meta = &service.metadata;
     let network = &view.settings.network;
-    let inherited = view.namespace_labels(&meta.namespace);
+    let (waypoint, weighted_waypoints) = view.waypoint(Asks { meta, traffic: Traffic::Service });
     let tcp = service.spec.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
     let ports = tcp.map(|port| proto::Port {
         service_port: port.port.get().into(),
@@ -85,13 +86,13 @@ fn convert(view: &View<'_>, service: &Service, hostname: String, addresses: &[Ip
         addresses: addresses.iter().map(|ip| network_address(network, *ip)).collect(),
         ports: ports.collect(),
         subject_alt_names: Vec::new(),
-        waypoint: waypoint(&meta.labels, inherited, &meta.namespace, &view.settings.cluster_domain),
+        waypoint,
         load_balancing: load_balancing(view, service),
         ip_families: ip_families(service, addresses).into(),
         extensions: encode_affinity(affinity(service)).into_iter().collect(),
         canonical: true,
         ingress_use_waypoint: false,
-        weighted_waypoints: Vec::new(),
+        weighted_waypoints,
         visibility: proto::service::Visibility::Public.into(),
     }
 }

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use culvert_k8s_api::labels;
 use culvert_k8s_api::manifest::{Manifest, parse_file};
 use culvert_k8s_api::status::{Phase, PodStatus, Redirection, RedirectionStatus, ServiceStatus};
 use proptest::prelude::*;
@@ -498,3 +499,4 @@ fn whom_network_policies_select() {
 }
 
 mod modes;
+mod waypoints;

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use culvert_k8s_api::Object;
 use culvert_k8s_api::core::{Node, Pod, Service};
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
 use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
 use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
+use culvert_k8s_api::{Kind, Object, ObjectKey};
 
 use super::MeshSettings;
+use super::waypoints::Gateways;
 use crate::index::World;
 
 /// Name within a namespace: `(namespace, name)`.
@@ -28,11 +29,31 @@ pub(super) struct View<'a> {
     pub workload_entries: BTreeMap<Key<'a>, &'a WorkloadEntry>,
     pub network_policies: Vec<&'a NetworkPolicy>,
     pub other_network_policies: Vec<&'a OtherNetworkPolicy>,
+    pub gateways: Gateways<'a>,
 }
 
 impl<'a> View<'a> {
     pub fn new(world: &'a World, settings: &'a MeshSettings) -> Self {
-        let mut view = Self {
+        let mut view = Self::empty(world, settings);
+        for manifest in world.objects.values() {
+            view.add(&manifest.object);
+        }
+        view
+    }
+
+    /// Of these kinds alone.
+    pub fn of(world: &'a World, settings: &'a MeshSettings, kinds: &[Kind]) -> Self {
+        let mut view = Self::empty(world, settings);
+        for kind in kinds {
+            let first = ObjectKey { kind: *kind, namespace: String::new(), name: String::new() };
+            let all = world.objects.range(first..).take_while(|(key, _)| key.kind == *kind);
+            all.for_each(|(_, manifest)| view.add(&manifest.object));
+        }
+        view
+    }
+
+    fn empty(world: &'a World, settings: &'a MeshSettings) -> Self {
+        Self {
             world,
             settings,
             namespaces: BTreeMap::new(),
@@ -45,11 +66,8 @@ impl<'a> View<'a> {
             workload_entries: BTreeMap::new(),
             network_policies: Vec::new(),
             other_network_policies: Vec::new(),
-        };
-        for manifest in world.objects.values() {
-            view.add(&manifest.object);
+            gateways: Gateways::default(),
         }
-        view
     }
 
     fn add(&mut self, object: &'a Object) {
@@ -82,6 +100,12 @@ impl<'a> View<'a> {
             }
             Object::NetworkPolicy(it) => self.network_policies.push(it),
             Object::OtherNetworkPolicy(it) => self.other_network_policies.push(it),
+            Object::Gateway(it) => {
+                self.gateways.gateways.insert(key, it);
+            }
+            Object::GatewayClass(it) => {
+                self.gateways.classes.insert(&meta.name, it);
+            }
             Object::ServiceAccount(_) => {}
         }
     }

@@ -13,6 +13,29 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// The value of [`USE_WAYPOINT`] that unbinds.
 pub const WAYPOINT_NONE: &str = "none";
+/// Name of a second waypoint of a namespace or service, which a share of its connections goes through (W09).
+pub const USE_WAYPOINT_CANARY: &str = "istio.io/use-waypoint-canary";
+/// Namespace of that waypoint; the object's own if absent.
+pub const USE_WAYPOINT_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+/// Annotation beside [`USE_WAYPOINT_CANARY`]: the share, 0 to 100.
+pub const USE_WAYPOINT_CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
+/// On a Gateway or its class: what is sent through the waypoint (W04): `service`, `workload`, `all` or `none`.
+pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+
+/// On everything that is made for a Gateway: its name (D59).
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// On everything that is made for a Gateway: its class (D59).
+pub const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
+/// On everything that is made for a Gateway: who made it and may change it (D61).
+pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
+/// On a ConfigMap of the installation's namespace: the class whose Gateways it has overlays for (D60).
+pub const DEFAULTS_FOR_CLASS: &str = "gateway.istio.io/defaults-for-class";
+/// Annotation of a Gateway: the name of what is made for it, instead of its own (D62).
+pub const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
+/// Annotation of a Gateway: a service account that exists, instead of one that is made for it (D62).
+pub const GATEWAY_SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
+/// Annotation of a Gateway: the type of its Service (D62).
+pub const SERVICE_TYPE: &str = "networking.istio.io/service-type";
 
 /// Annotation that the agent writes: `enabled` or `pending` (C09, C10).
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";

@@ -5,6 +5,7 @@
 //! No client and no clock; [`manifest`] is the only module that touches a file system.
 pub mod core;
 pub mod enrolment;
+pub mod gateway;
 pub mod labels;
 pub mod manifest;
 pub mod meta;
@@ -13,6 +14,7 @@ pub mod networking;
 pub mod object;
 pub mod security;
 pub mod status;
+mod unenforced;
 pub mod values;
 
 pub use meta::ObjectMeta;

@@ -18,6 +18,9 @@ pub struct ObjectMeta {
     pub namespace: String,
     /// The API server's id; empty in a manifest.
     pub uid: String,
+    /// The API server counts changes of `spec`; `None` in most manifests, and of kinds that are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
     /// Labels.
     pub labels: StringMap,
     /// Annotations.

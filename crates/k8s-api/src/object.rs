@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::{Namespace, Node, Pod, PodSpec, Service, ServiceAccount, ServiceSpec};
+use crate::gateway::{Gateway, GatewayClass, GatewayClassSpec, GatewaySpec, WrittenStatus};
 use crate::manifest::de::{FieldError, Nulls, from_node};
 use crate::manifest::tree::{self, Value, path_key};
 use crate::meta::ObjectMeta;
@@ -14,6 +15,7 @@ use crate::networking::{ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadE
 use crate::security::{
     AuthorizationPolicy, AuthorizationPolicySpec, PeerAuthentication, PeerAuthenticationSpec,
 };
+use crate::unenforced::{DestinationRuleSpec, RequestAuthenticationSpec};
 use crate::values::{is_dns_label, is_dns_subdomain};
 
 /// An object of a kind the mesh reads.
@@ -32,6 +34,8 @@ pub enum Object {
     WorkloadEntry(Box<WorkloadEntry>),
     NetworkPolicy(Box<NetworkPolicy>),
     OtherNetworkPolicy(Box<OtherNetworkPolicy>),
+    Gateway(Box<Gateway>),
+    GatewayClass(Box<GatewayClass>),
 }
 
 /// The kinds.
@@ -49,6 +53,8 @@ pub enum Kind {
     WorkloadEntry,
     NetworkPolicy,
     OtherNetworkPolicy,
+    Gateway,
+    GatewayClass,
 }
 
 /// What makes an object the same object.
@@ -127,6 +133,8 @@ impl Object {
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::OtherNetworkPolicy(_) => Kind::OtherNetworkPolicy,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::GatewayClass(_) => Kind::GatewayClass,
         }
     }
 
@@ -144,6 +152,8 @@ impl Object {
             Self::WorkloadEntry(it) => &it.metadata,
             Self::NetworkPolicy(it) => &it.metadata,
             Self::OtherNetworkPolicy(it) => &it.metadata,
+            Self::Gateway(it) => &it.metadata,
+            Self::GatewayClass(it) => &it.metadata,
         }
     }
 
@@ -194,6 +204,9 @@ impl Object {
                 let pod_selector = spec.map(|spec| spec.pod_selector);
                 Ok(Self::NetworkPolicy(Box::new(NetworkPolicy { metadata, pod_selector })))
             }
+            ("gateway.networking.k8s.io", _, "Gateway" | "GatewayClass") => {
+                Self::decode_gateway(document, api_version, kind)
+            }
             (_, _, restricting) if network_policy::restricts(restricting) => {
                 Ok(Self::OtherNetworkPolicy(Box::new(other_network_policy(document, api_version, kind))))
             }
@@ -204,6 +217,41 @@ impl Object {
             _ => return Ok(Decoded::Ignored(format!("{api_version} {kind} is no kind the mesh reads"))),
         }
         .map(Decoded::Object)
+    }
+
+    fn decode_gateway(document: &tree::Node, api_version: &str, kind: &str) -> Result<Self, DecodeError> {
+        if !["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"].contains(&api_version) {
+            let expected = "gateway.networking.k8s.io/v1 or v1beta1";
+            return Err(DecodeError::one("apiVersion", api_version, "unknown version", expected));
+        }
+        let namespaced = kind == "Gateway";
+        let metadata = metadata(document, namespaced)?;
+        if !namespaced {
+            let spec: GatewayClassSpec = core_spec(document)?;
+            checked(|checks| spec.check(checks))?;
+            return Ok(Self::GatewayClass(Box::new(GatewayClass { metadata, spec })));
+        }
+        let spec: GatewaySpec = core_spec(document)?;
+        checked(|checks| spec.check(checks))?;
+        let status = document.get("status").and_then(|it| from_node::<WrittenStatus>(it, Nulls::Absent).ok());
+        let status = status.unwrap_or_default().into();
+        Ok(Self::Gateway(Box::new(Gateway { metadata, spec, status })))
+    }
+
+    /// What is wrong with a document of a kind that nothing enforces yet; `None` if it is of another kind.
+    pub(crate) fn check_unenforced(document: &tree::Node) -> Option<Result<(), DecodeError>> {
+        let group = document.text("apiVersion")?.split_once('/')?.0;
+        match (group, document.text("kind")?) {
+            ("security.istio.io", "RequestAuthentication") => Some(
+                mesh_spec::<RequestAuthenticationSpec>(document)
+                    .and_then(|spec| checked(|checks| spec.check(checks))),
+            ),
+            ("networking.istio.io", "DestinationRule") => Some(
+                mesh_spec::<DestinationRuleSpec>(document)
+                    .and_then(|spec| checked(|checks| spec.check(checks))),
+            ),
+            _ => None,
+        }
     }
 
     /// A kind of ours. What it does not know it refuses, since a policy that is skipped fails open.

@@ -76,6 +76,26 @@ fn attributes(names: &[&str], items: &Value) -> serde_json::Map<String, Value> {
     both.map(|name| (name, filled(items.clone()))).collect()
 }
 
+/// Conditions are told apart by their type, so that several controllers may each own theirs.
+pub(super) fn status() -> Value {
+    let condition = json!({
+        "type": text(),
+        "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+        "reason": text(),
+        "message": text(),
+        "lastTransitionTime": {"type": "string", "format": "date-time"},
+        "lastProbeTime": {"type": "string", "format": "date-time"},
+        "observedGeneration": {"type": "integer", "format": "int64"},
+    });
+    let conditions = json!({
+        "type": "array",
+        "items": kept(condition, json!({"required": ["type", "status"]})),
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    });
+    kept(json!({"conditions": conditions}), json!({}))
+}
+
 pub(super) fn authorization_policy() -> Value {
     let sources =
         ["principals", "requestPrincipals", "namespaces", "serviceAccounts", "ipBlocks", "remoteIpBlocks"];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use culvert_k8s_api::manifest::{FileError, Manifest, parse_value};
 use culvert_k8s_api::status::{Phase, PodStatus, Redirection, RedirectionStatus};
-use culvert_k8s_api::{Object, ObjectKey, labels};
+use culvert_k8s_api::{Kind, Object, ObjectKey, labels};
 use kube::core::{DynamicObject, ObjectMeta};
 use serde_json::{Map, Value};
 
@@ -45,7 +45,7 @@ pub fn name_of(kind: &Watched, namespace: &str, name: &str) -> String {
 pub fn key_of(kind: &Watched, meta: &ObjectMeta) -> ObjectKey {
     let name = meta.name.clone().unwrap_or_default();
     let name = match kind.is {
-        culvert_k8s_api::Kind::OtherNetworkPolicy => format!("{} {} {name}", kind.api_version(), kind.kind),
+        Kind::OtherNetworkPolicy => format!("{} {} {name}", kind.api_version(), kind.kind),
         _ => name,
     };
     ObjectKey { kind: kind.is, namespace: meta.namespace.clone().unwrap_or_default(), name }
@@ -70,6 +70,11 @@ pub fn convert(kind: &Watched, object: DynamicObject) -> Result<Converted, Refus
     document.insert("apiVersion".to_owned(), kind.api_version().into());
     document.insert("kind".to_owned(), kind.kind.clone().into());
     document.insert("metadata".to_owned(), metadata_of(&metadata));
+    // Where a Gateway is, its controller says there, which may be another's.
+    if kind.is == Kind::Gateway {
+        let read = ["addresses", "conditions"].map(|field| (field.to_owned(), status[field].clone()));
+        document.insert("status".to_owned(), read.into_iter().collect::<Map<_, _>>().into());
+    }
     let document = Value::Object(document);
     let mut parsed = parse_value(&name, &document);
     let Some(manifest) = parsed.objects.pop().filter(|_| parsed.errors.is_empty()) else {
@@ -136,6 +141,9 @@ fn metadata_of(meta: &ObjectMeta) -> Value {
     };
     text("creationTimestamp", time(&meta.creation_timestamp));
     text("deletionTimestamp", time(&meta.deletion_timestamp));
+    if let Some(generation) = meta.generation {
+        out.insert("generation".to_owned(), generation.into());
+    }
     let ours = |(key, value): (&String, &String)| Some((key.clone(), Value::from(value.as_str())));
     let labels: Map<String, Value> = meta.labels.iter().flatten().filter_map(ours).collect();
     let annotations: Map<String, Value> = meta

@@ -22,11 +22,13 @@ pub struct Watched {
 }
 
 /// Kinds of the mesh, if they are defined: group, kind, versions that are read with the one to prefer first.
-const MESH: [(&str, &str, &[&str], Kind); 4] = [
+const MESH: [(&str, &str, &[&str], Kind); 6] = [
     ("security.istio.io", "AuthorizationPolicy", &["v1", "v1beta1"], Kind::AuthorizationPolicy),
     ("security.istio.io", "PeerAuthentication", &["v1", "v1beta1"], Kind::PeerAuthentication),
     ("networking.istio.io", "ServiceEntry", &["v1", "v1beta1", "v1alpha3"], Kind::ServiceEntry),
     ("networking.istio.io", "WorkloadEntry", &["v1", "v1beta1", "v1alpha3"], Kind::WorkloadEntry),
+    ("gateway.networking.k8s.io", "Gateway", &["v1", "v1beta1"], Kind::Gateway),
+    ("gateway.networking.k8s.io", "GatewayClass", &["v1", "v1beta1"], Kind::GatewayClass),
 ];
 
 impl Watched {

@@ -18,6 +18,7 @@ fn kind(of: &str) -> Watched {
     match of {
         "AuthorizationPolicy" => mesh("security.istio.io", Kind::AuthorizationPolicy),
         "PeerAuthentication" => mesh("security.istio.io", Kind::PeerAuthentication),
+        "Gateway" => mesh("gateway.networking.k8s.io", Kind::Gateway),
         "CiliumNetworkPolicy" => mesh("cilium.io", Kind::OtherNetworkPolicy),
         _ => kinds::builtin().into_iter().find(|it| it.kind == of).unwrap(),
     }
@@ -64,6 +65,20 @@ fn list(store: &mut Store, of: &Watched, objects: Vec<DynamicObject>) {
 
 fn key(is: Kind, name: &str) -> ObjectKey {
     ObjectKey { kind: is, namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+#[test]
+fn of_a_gateway_stays_where_it_is_too() {
+    let gateway = object(json!({
+        "metadata": {"name": "w", "namespace": "shop", "generation": 4},
+        "spec": {"gatewayClassName": "c", "listeners": [{"name": "m", "port": 15008, "protocol": "HBONE"}]},
+        "status": {"addresses": [{"type": "IPAddress", "value": "10.0.0.9"}], "listeners": [{"name": "m"}],
+            "conditions": [{"type": "Programmed", "status": "True", "reason": "Programmed"}]},
+    }));
+    let converted = convert(&kind("Gateway"), gateway).unwrap();
+    let Object::Gateway(it) = &converted.manifest.object else { panic!("{converted:?}") };
+    assert!(it.status.programmed && it.metadata.generation == Some(4));
+    assert_eq!(it.status.addresses[0].value, "10.0.0.9");
 }
 
 #[test]

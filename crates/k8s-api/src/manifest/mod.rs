@@ -20,7 +20,7 @@ pub(crate) mod tree;
 
 pub use last_good::{FileState, LastGood};
 pub use mirror::Mirror;
-pub use parse::{ParsedFile, parse_file, parse_value};
+pub use parse::{ParsedFile, judge_value, parse_file, parse_value};
 pub use scan::{DirError, Scan, ScannedFile, scan};
 
 use crate::core::{Namespace, Node, Pod, Service, ServiceAccount};
@@ -89,6 +89,22 @@ pub fn load_dir(dir: &Path) -> Result<Loaded, DirError> {
     Ok(state.loaded())
 }
 
+/// Reads text that stands in another object, within the bounds of a manifest: one YAML document that is a map, or nothing.
+///
+/// # Errors
+/// In words, with the line.
+pub fn yaml_map(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    let documents = tree::parse(text).map_err(|error| format!("line {}: {}", error.line, error.reason))?;
+    match documents.as_slice() {
+        [] => Ok(serde_json::Map::new()),
+        [one] => match one.to_json() {
+            serde_json::Value::Object(map) => Ok(map),
+            _ => Err("is no map".to_owned()),
+        },
+        _ => Err("holds more than one document".to_owned()),
+    }
+}
+
 macro_rules! iterate {
     ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
         impl Loaded {
@@ -131,22 +147,27 @@ impl Loaded {
     }
 }
 
+impl FileError {
+    /// Everything but where: the field, what is wrong with it, what it was and what would be right.
+    pub fn detail(&self) -> String {
+        let field = if self.field.is_empty() { String::new() } else { format!("{}: ", self.field) };
+        let more = match (self.value.is_empty(), self.expected.is_empty()) {
+            (true, true) => String::new(),
+            (false, true) => format!(" (got {:?})", self.value),
+            (true, false) => format!(" (expected {})", self.expected),
+            (false, false) => format!(" (got {:?}, expected {})", self.value, self.expected),
+        };
+        format!("{field}{}{more}", self.reason)
+    }
+}
+
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
         if self.line > 0 {
             write!(f, ":{}", self.line)?;
         }
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
-        }
-        write!(f, ": {}", self.reason)?;
-        match (self.value.is_empty(), self.expected.is_empty()) {
-            (true, true) => Ok(()),
-            (false, true) => write!(f, " (got {:?})", self.value),
-            (true, false) => write!(f, " (expected {})", self.expected),
-            (false, false) => write!(f, " (got {:?}, expected {})", self.value, self.expected),
-        }
+        write!(f, ": {}", self.detail())
     }
 }
 

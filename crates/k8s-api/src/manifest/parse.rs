@@ -10,6 +10,8 @@ use crate::object::{DecodeError, Decoded, Object, ObjectKey};
 /// Errors reported for one file; a file that is no manifest at all would fill the page otherwise.
 const MAX_ERRORS: usize = 50;
 
+const UNENFORCED: &str = "only a waypoint would act on it, and this version has no program for them";
+
 /// What a file holds. It is good only if `errors` is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParsedFile {
@@ -45,6 +47,16 @@ pub fn parse_value(name: &str, value: &serde_json::Value) -> ParsedFile {
     reader.out
 }
 
+/// As [`parse_value`], and of kinds that nothing enforces yet (RequestAuthentication, DestinationRule) says what is wrong with them,
+/// or notes that they do nothing: for whoever judges an object before it is stored.
+pub fn judge_value(name: &str, value: &serde_json::Value) -> ParsedFile {
+    let document = Node::from_json(value);
+    let Some(checked) = Object::check_unenforced(&document) else { return parse_value(name, value) };
+    let mut reader = Reader { file: Arc::from(name), out: ParsedFile::default(), seen: HashSet::new() };
+    reader.decoded(&document, checked.map(|()| Decoded::Ignored(UNENFORCED.to_owned())));
+    reader.out
+}
+
 struct Reader {
     file: Arc<str>,
     out: ParsedFile,
@@ -66,7 +78,11 @@ impl Reader {
     }
 
     fn item(&mut self, document: &Node) {
-        match Object::decode(document) {
+        self.decoded(document, Object::decode(document));
+    }
+
+    fn decoded(&mut self, document: &Node, decoded: Result<Decoded, DecodeError>) {
+        match decoded {
             Ok(Decoded::Object(object)) => self.object(document, object),
             Ok(Decoded::Ignored(text)) => {
                 self.out.notes.push(Note { file: self.file.to_string(), line: document.line, text });

@@ -108,6 +108,24 @@ impl Node {
         Self { line: 0, value }
     }
 
+    /// The same as JSON; a number that is none becomes null.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null | Value::Word(_) => serde_json::Value::Null,
+            Value::Bool(it) => (*it).into(),
+            Value::Unsigned(it) => (*it).into(),
+            Value::Signed(it) => (*it).into(),
+            Value::Float(it) => (*it).into(),
+            Value::Str(it) => it.as_str().into(),
+            Value::Seq(items) => items.iter().map(Self::to_json).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, it)| (key.clone(), it.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+
     /// Text at a key, if it is text.
     pub fn text(&self, key: &str) -> Option<&str> {
         match &self.get(key)?.value {
