@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_k8s_api::labels;
@@ -12,7 +13,9 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::events::{self, Trouble};
 use super::source::{Cluster, PodKey};
 
 /// One patch; the API server answers in milliseconds or is away.
@@ -28,6 +31,8 @@ pub struct Annotations {
     cluster: Arc<Cluster>,
     rows: Mutex<BTreeMap<String, Row>>,
     due: Notify,
+    /// The mesh is uninstalled, and with it the right to write: what the API server refuses counts as said.
+    leaving: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -36,28 +41,51 @@ struct Row {
     value: Option<Redirection>,
     /// The API server has taken it.
     said: bool,
+    trouble: Option<Trouble>,
 }
 
 impl Annotations {
     /// Nothing to say yet.
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { cluster, rows: Mutex::default(), due: Notify::new() })
+        Arc::new(Self { cluster, rows: Mutex::default(), due: Notify::new(), leaving: AtomicBool::new(false) })
     }
 
     /// What should be said of a pod from now on; nothing for a pod that is gone.
     pub fn set(&self, uid: &str, value: Option<Redirection>) {
+        self.change(uid, |row| {
+            if row.value != value {
+                row.value = value;
+                row.said = false;
+                self.due.notify_one();
+            }
+        });
+    }
+
+    /// What keeps a pod from being enrolled as it should be, from now on. People are told if it lasts.
+    pub fn trouble(&self, uid: &str, why: Option<&str>) {
+        let now = Instant::now();
+        self.change(uid, |row| match (why, &mut row.trouble) {
+            (None, trouble) => *trouble = None,
+            (Some(why), Some(trouble)) => trouble.goes_on(why, now),
+            (Some(why), none) => *none = Some(Trouble::new(why, now)),
+        });
+    }
+
+    fn change(&self, uid: &str, change: impl FnOnce(&mut Row)) {
         let Some(pod) = self.cluster.pod_by_uid(uid) else { return };
         let mut rows = self.rows.lock();
-        let row = rows.entry(uid.to_owned()).or_insert_with(|| Row {
+        change(rows.entry(uid.to_owned()).or_insert_with(|| Row {
             key: (pod.status.namespace.clone(), pod.status.name.clone()),
             value: pod.redirection(),
             said: true,
-        });
-        if row.value != value {
-            row.value = value;
-            row.said = false;
-            self.due.notify_one();
-        }
+            trouble: None,
+        }));
+    }
+
+    /// Nobody comes after this agent: what may not be written any more is left as it is.
+    pub fn leaving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.due.notify_one();
     }
 
     /// Takes a pod's annotation away. True once the API server has done so, or the pod is gone.
@@ -84,12 +112,16 @@ impl Annotations {
     }
 
     /// Says what is to be said, for ever.
-    pub async fn run(self: Arc<Self>, client: Client) {
+    pub async fn run(self: Arc<Self>, client: Client, node: String) {
+        let recorder = events::recorder(client.clone(), node);
         loop {
             let mut wait = COMPARE;
             for (uid, row) in self.unsaid() {
                 match say(&client, &uid, &row).await {
                     Ok(()) => self.said(&uid, &row),
+                    Err(error) if self.leaving.load(Ordering::Relaxed) && is_refusal(&error) => {
+                        self.said(&uid, &row);
+                    }
                     Err(error) => {
                         let (pod, namespace) = (&row.key.1, &row.key.0);
                         tracing::warn!(%pod, %namespace, error = format!("{error:#}"), "annotation cannot be written; trying again");
@@ -97,11 +129,24 @@ impl Annotations {
                     }
                 }
             }
+            for (uid, key, why) in self.lasting(Instant::now()) {
+                events::publish(&recorder, &uid, &key, &why).await;
+            }
             tokio::select! {
                 () = self.due.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// What has lasted so long that people should hear of it; a few, the others next time.
+    fn lasting(&self, now: Instant) -> Vec<(String, PodKey, String)> {
+        let mut rows = self.rows.lock();
+        let due = rows.iter_mut().filter_map(|(uid, row)| {
+            let why = row.trouble.as_mut()?.due(now)?.to_owned();
+            Some((uid.clone(), row.key.clone(), why))
+        });
+        due.take(events::AT_ONCE).collect()
     }
 
     /// Rows that the API server does not have. Those of pods that are gone end here.
@@ -136,6 +181,10 @@ async fn say(client: &Client, uid: &str, row: &Row) -> anyhow::Result<()> {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if matches!(status.code, 401 | 403))
 }
 
 /// With the uid, so that the API server refuses it for another pod of the same name.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use culvert_runtime::tasks::Tasks;
@@ -36,14 +36,15 @@ pub struct Waiter {
 pub struct Waiters {
     arrivals: mpsc::Receiver<Waiter>,
     waiting: Vec<Waiter>,
+    host_proc: PathBuf,
 }
 
 impl Waiters {
-    /// Listens; only the node's root may connect.
+    /// Listens; only the node's root may connect. `host_proc` is where the node's proc file system is.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(socket: &Path, tasks: &Tasks, metrics: &AgentMetrics) -> io::Result<Self> {
+    pub fn listen(socket: &Path, host_proc: &Path, tasks: &Tasks, metrics: &AgentMetrics) -> io::Result<Self> {
         if let Some(dir) = socket.parent() {
             std::fs::create_dir_all(dir)?;
         }
@@ -55,12 +56,12 @@ impl Waiters {
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
         let (queue, arrivals) = mpsc::channel(WAITING);
         tasks.spawn("plugin accept", accept(listener, queue, tasks.clone(), metrics.clone()));
-        Ok(Self { arrivals, waiting: Vec::new() })
+        Ok(Self { arrivals, waiting: Vec::new(), host_proc: host_proc.to_owned() })
     }
 
     /// Nobody ever asks.
     pub fn none() -> Self {
-        Self { arrivals: mpsc::channel(1).1, waiting: Vec::new() }
+        Self { arrivals: mpsc::channel(1).1, waiting: Vec::new(), host_proc: PathBuf::new() }
     }
 
     /// Resolves when a pod arrived.
@@ -69,9 +70,14 @@ impl Waiters {
             return std::future::pending().await;
         }
         match self.arrivals.recv().await {
-            Some(waiter) => self.waiting.push(waiter),
+            Some(waiter) => self.admit(waiter),
             None => std::future::pending().await,
         }
+    }
+
+    fn admit(&mut self, mut waiter: Waiter) {
+        waiter.pod.netns = as_seen_here(waiter.pod.netns, &self.host_proc);
+        self.waiting.push(waiter);
     }
 
     /// Before a pass: what was announced is taken in.
@@ -79,7 +85,7 @@ impl Waiters {
         while self.waiting.len() < WAITING
             && let Ok(waiter) = self.arrivals.try_recv()
         {
-            self.waiting.push(waiter);
+            self.admit(waiter);
         }
         for waiter in &self.waiting {
             source.announce(&waiter.pod);
@@ -99,6 +105,14 @@ impl Waiters {
                 verdict => drop(waiter.answer.send(verdict.map_err(str::to_owned))),
             }
         }
+    }
+}
+
+/// Some runtimes name a pod's namespace by a process in it, on the node.
+fn as_seen_here(netns: PathBuf, host_proc: &Path) -> PathBuf {
+    match netns.strip_prefix("/proc") {
+        Ok(of_process) => host_proc.join(of_process),
+        Err(_) => netns,
     }
 }
 
@@ -222,9 +236,17 @@ mod tests {
         let netns = Path::new("/run/netns/x");
         let mut view = View { complete: true, ..View::default() };
         assert!(may_start("a", netns, &view, None).is_err());
-        view.others.push(Other { uid: "a".into(), netns: netns.into() });
+        view.others.push(Other { uid: "a".into(), netns: netns.into(), excluded: false });
         assert_eq!(may_start("a", netns, &view, None), Ok(()));
         assert!(may_start("b", netns, &view, None).is_err());
+    }
+
+    /// C16: a runtime without mounted namespaces.
+    #[test]
+    fn a_namespace_named_by_a_process_is_looked_up_in_the_nodes_proc() {
+        let seen = |path: &str| as_seen_here(path.into(), Path::new("/host/proc"));
+        assert_eq!(seen("/proc/42/ns/net"), Path::new("/host/proc/42/ns/net"));
+        assert_eq!(seen("/var/run/netns/cni-1"), Path::new("/var/run/netns/cni-1"));
     }
 
     /// C16, C17, C22.
@@ -233,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/s");
         let tasks = Tasks::new("test");
-        let mut waiters = Waiters::listen(&socket, &tasks, &AgentMetrics::unread()).unwrap();
+        let mut waiters = Waiters::listen(&socket, Path::new("/host/proc"), &tasks, &AgentMetrics::unread()).unwrap();
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         for (verdict, code) in [(Ok(()), "200"), (Err("no proxy".to_owned()), "503")] {

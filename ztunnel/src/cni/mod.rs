@@ -2,6 +2,7 @@
 //! lets the pod start only when its traffic is the mesh's, or when it is certain that it should not be.
 
 mod ask;
+mod log;
 mod lookup;
 mod plugin;
 
@@ -12,10 +13,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{MAX_REPLY, MAX_REQUEST, PATH};
+pub use log::files as log_files;
+#[cfg(test)]
+pub(crate) use lookup::joins;
 pub use plugin::{Invocation, run};
 
 /// The plugin's name: of its file, and its `type` in a configuration.
 pub const PLUGIN: &str = "culvert-cni";
+/// How long a pod waits for an agent that is away, and for the API server in its place. With one last answer of the agent and of the API server
+/// the plugin takes about a minute at most, and kubelet gives a sandbox four. It makes another one afterwards.
+pub const AWAY: Duration = Duration::from_secs(30);
 /// How long the agent may take to have a pod enrolled; the plugin waits a little longer for its answer. Kubelet gives a sandbox minutes.
 pub const ENROL: Duration = Duration::from_secs(15);
 
