@@ -17,6 +17,7 @@ pub struct Asked {
     /// Without the query.
     pub path: String,
     pub query: String,
+    pub body: String,
 }
 
 impl Asked {
@@ -135,12 +136,13 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<O
             });
             let whole = end + 4 + length.unwrap_or_default();
             if buffer.len() >= whole {
+                let body = String::from_utf8_lossy(&buffer[end + 4..whole]).into_owned();
                 buffer.drain(..whole);
                 let mut words = head.split(' ');
                 let (method, target) = (words.next().unwrap(), words.next().unwrap());
                 let (path, query) = target.split_once('?').unwrap_or((target, ""));
                 let text = str::to_owned;
-                return Ok(Some(Asked { method: text(method), path: text(path), query: text(query) }));
+                return Ok(Some(Asked { method: text(method), path: text(path), query: text(query), body }));
             }
         }
         if stream.read_buf(buffer).await? == 0 {

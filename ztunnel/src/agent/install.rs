@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use culvert_k8s_api::enrolment::Settings;
 use culvert_runtime::readiness::Task as Pending;
 use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
@@ -67,7 +68,7 @@ impl Installer {
     ///
     /// # Errors
     /// The running program cannot be found.
-    pub fn new(config: &KubernetesConfig, exclude_namespaces: &[String]) -> anyhow::Result<Self> {
+    pub fn new(config: &KubernetesConfig, settings: Settings) -> anyhow::Result<Self> {
         let host = match config.api_host.contains(':') {
             true => format!("[{}]", config.api_host),
             false => config.api_host.clone(),
@@ -84,8 +85,9 @@ impl Installer {
                 kind: PLUGIN.to_owned(),
                 event_socket: config.event_socket(),
                 kubeconfig,
-                exclude_namespaces: exclude_namespaces.to_vec(),
-                system_namespace: config.system_namespace.clone(),
+                exclude_namespaces: settings.excluded_namespaces,
+                enablement_selectors: settings.enablement,
+                system_namespace: settings.system_namespace,
                 own_pods: OWN_PODS.map(str::to_owned).to_vec(),
             },
             verified: Arc::default(),
@@ -356,7 +358,7 @@ mod tests {
             api_host: "fd00::1".into(),
             ..KubernetesConfig::default()
         };
-        let mut installer = Installer::new(&config, &[]).unwrap();
+        let mut installer = Installer::new(&config, Settings::default()).unwrap();
         installer.program = at("program");
         fs::write(&installer.program, "#!").unwrap();
         (dir, installer)

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use culvert_k8s_api::enrolment::Settings;
 use culvert_net::seqpacket::SeqPacketListener;
 use culvert_net::sysctl;
 use culvert_runtime::drain;
@@ -54,11 +53,12 @@ struct Opened {
     reports: report::Reports,
 }
 
-/// Until `stop` resolves.
+/// Until `stop` resolves. In a cluster `client` asks the API server, if it is given, else as a pod there does.
 pub(super) async fn serve(
     config: &AgentConfig,
     filter: Option<&FilterHandle>,
     tasks: &Tasks,
+    client: Option<Client>,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let registry = Registry::for_process("agent", env!("CARGO_PKG_VERSION"));
@@ -68,7 +68,7 @@ pub(super) async fn serve(
     let (_alive, drain) = drain::channel();
     admin::serve(tasks, &config.ports, &registry, &metrics, &readiness, filter, &drain)?;
     let mut kubernetes = match config.in_kubernetes() {
-        true => Some(Kubernetes::connect(config, &readiness, tasks).await?),
+        true => Some(Kubernetes::connect(config, client, &readiness, tasks).await?),
         false => None,
     };
     if let Some(kubernetes) = &mut kubernetes
@@ -167,12 +167,20 @@ impl Agent {
 }
 
 impl Kubernetes {
-    async fn connect(config: &AgentConfig, readiness: &Readiness, tasks: &Tasks) -> anyhow::Result<Self> {
-        let client = Client::try_default().await.context("finding the API server")?;
+    async fn connect(
+        config: &AgentConfig,
+        client: Option<Client>,
+        readiness: &Readiness,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let client = match client {
+            Some(client) => client,
+            None => Client::try_default().await.context("finding the API server")?,
+        };
         sysctl::writable_at(config.kubernetes.sysctl_dir.clone());
         Ok(Self {
             presence: Presence::watch(&client, &config.kubernetes, tasks),
-            installer: Installer::new(&config.kubernetes, &config.exclude_namespaces)?,
+            installer: Installer::new(&config.kubernetes, config.settings())?,
             installing: None,
             pending: Some(readiness.register("the CNI plugin is installed")),
             client,
@@ -226,14 +234,10 @@ async fn open(
         let _ = tokio::time::timeout(RESYNC, cluster.changed.notified()).await;
         metrics.beat();
     }
-    let settings = Settings {
-        excluded_namespaces: config.exclude_namespaces.clone(),
-        system_namespace: config.kubernetes.system_namespace.clone(),
-    };
     let annotations = annotate::Annotations::new(cluster.clone());
     tasks.spawn("annotate", Arc::clone(&annotations).run(kubernetes.client.clone(), config.node.clone()));
     let host_proc = config.kubernetes.host_proc.clone();
-    let source = source::KubernetesSource::new(cluster, settings, config.dns_capture, host_proc);
+    let source = source::KubernetesSource::new(cluster, config.settings(), config.dns_capture, host_proc);
     Ok(Opened {
         source: Source::Kubernetes(Box::new(source)),
         reports: report::Reports::Annotations(annotations),

@@ -26,6 +26,8 @@ mod leave;
 #[cfg(test)]
 mod leave_tests;
 mod life;
+#[cfg(test)]
+mod life_tests;
 mod metrics;
 mod plan;
 mod presence;
@@ -38,6 +40,7 @@ mod zds_tests;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use culvert_k8s_api::enrolment::{EnablementSelectors, Settings};
 use culvert_net::netns::NetNs;
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::telemetry::FilterHandle;
@@ -77,6 +80,9 @@ pub struct AgentConfig {
     /// Namespaces whose pods never join (C06).
     #[arg(long, value_delimiter = ',', default_value = "kube-system")]
     pub exclude_namespaces: Vec<String>,
+    /// Which pods join, in place of ambient's labels: a list of pairs of podSelector and namespaceSelector in JSON (C02).
+    #[arg(long, default_value = "[]")]
+    pub enablement_selectors: EnablementSelectors,
     /// Whether pods' DNS goes to the proxy, where a pod does not say (C11).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
@@ -168,6 +174,18 @@ impl KubernetesConfig {
 }
 
 impl AgentConfig {
+    /// On which, besides labels, it depends whether a pod joins.
+    fn settings(&self) -> Settings {
+        Settings {
+            excluded_namespaces: self.exclude_namespaces.clone(),
+            system_namespace: match self.in_kubernetes() {
+                true => self.kubernetes.system_namespace.clone(),
+                false => Settings::default().system_namespace,
+            },
+            enablement: self.enablement_selectors.clone(),
+        }
+    }
+
     fn in_kubernetes(&self) -> bool {
         self.source == SourceKind::Kubernetes
     }
@@ -228,7 +246,7 @@ pub async fn run_until(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tasks = Tasks::new("agent");
-    let outcome = life::serve(&config, filter.as_ref(), &tasks, stop).await;
+    let outcome = life::serve(&config, filter.as_ref(), &tasks, None, stop).await;
     tasks.abort_all();
     outcome
 }

@@ -10,12 +10,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use culvert_k8s_api::enrolment::EnablementSelectors;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{MAX_REPLY, MAX_REQUEST, PATH};
 pub use log::files as log_files;
 #[cfg(test)]
 pub(crate) use lookup::joins;
+#[cfg(test)]
+pub(crate) use plugin::execute;
 pub use plugin::{Invocation, run};
 
 /// The plugin's name: of its file, and its `type` in a configuration.
@@ -57,6 +60,9 @@ pub struct PluginConfig {
     pub kubeconfig: PathBuf,
     /// Namespaces whose pods never join (C06).
     pub exclude_namespaces: Vec<String>,
+    /// Which pods join, in place of ambient's labels (C02).
+    #[serde(default, skip_serializing_if = "EnablementSelectors::is_empty")]
+    pub enablement_selectors: EnablementSelectors,
     /// Where the mesh's own pods are.
     pub system_namespace: String,
     /// Names of pods there begin with one of these: they always start, or a node could not come back after a reboot (C19).

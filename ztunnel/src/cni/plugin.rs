@@ -54,8 +54,9 @@ struct Input {
     plugin: PluginConfig,
 }
 
+/// Why it did not succeed.
 #[derive(Debug, PartialEq)]
-struct Failure {
+pub struct Failure {
     code: u32,
     message: String,
 }
@@ -83,8 +84,7 @@ pub fn run(invocation: &Invocation) -> ExitCode {
     let mut text = String::new();
     let read = std::io::stdin().take(MAX_CONFIG).read_to_string(&mut text);
     let outcome = match read {
-        Ok(_) => catch_unwind(AssertUnwindSafe(|| execute(invocation, &text)))
-            .unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked"))),
+        Ok(_) => shielded(|| execute(invocation, &text)),
         Err(error) => Err(failure(DECODING, format!("configuration cannot be read: {error}"))),
     };
     let (output, code) = match outcome {
@@ -93,6 +93,11 @@ pub fn run(invocation: &Invocation) -> ExitCode {
     };
     let written = output.map(|it| std::io::stdout().write_all(it.to_string().as_bytes()));
     if written.is_some_and(|it| it.is_err()) { ExitCode::FAILURE } else { code }
+}
+
+fn shielded<T>(command: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(command))
+        .unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked")))
 }
 
 impl Failure {
@@ -105,7 +110,8 @@ impl Failure {
     }
 }
 
-fn execute(invocation: &Invocation, text: &str) -> Result<Option<Value>, Failure> {
+/// One command.
+pub fn execute(invocation: &Invocation, text: &str) -> Result<Option<Value>, Failure> {
     match invocation.command.as_deref() {
         Some("VERSION") => Ok(Some(json!({"cniVersion": "1.1.0", "supportedVersions": VERSIONS}))),
         // Rules end with the namespace they are in, and the agent learns of the rest by itself. STATUS too: a runtime that hears
@@ -185,6 +191,7 @@ fn without_agent(config: &PluginConfig, request: &AddRequest, away: &AskError) -
     let settings = Settings {
         excluded_namespaces: config.exclude_namespaces.clone(),
         system_namespace: config.system_namespace.clone(),
+        enablement: config.enablement_selectors.clone(),
     };
     match lookup::joins(&config.kubeconfig, &settings, &request.pod_namespace, &request.pod_name) {
         Ok(false) => None,
@@ -331,6 +338,13 @@ mod tests {
         let config: PluginConfig = serde_json::from_value(text).unwrap();
         assert!(!always_passes(&config, "culvert-system", "other-1"));
         assert!(!always_passes(&config, "shop", "ztunnel-y"));
+    }
+
+    /// C20.
+    #[test]
+    fn a_panic_is_an_error_like_any_other() {
+        let outcome = shielded::<()>(|| panic!("as expected"));
+        assert_eq!(outcome, Err(failure(TRY_AGAIN, "the plugin panicked")));
     }
 
     /// C15, H19: what ends a pod, or asks whether pods may start, never fails for want of an agent or a configuration.

@@ -75,6 +75,7 @@ impl World {
             last_good: None,
             node_netns: Some(ns_path(&self.node)),
             exclude_namespaces: vec!["kube-system".into()],
+            enablement_selectors: "[]".parse().unwrap(),
             dns_capture: true,
             kubelet_uid: 0,
             kubelet_cgroup: None,

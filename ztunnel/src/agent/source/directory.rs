@@ -65,10 +65,7 @@ impl DirectorySource {
             node: config.node.clone(),
             manifests: manifests.to_owned(),
             pods,
-            settings: Settings {
-                excluded_namespaces: config.exclude_namespaces.clone(),
-                ..Settings::default()
-            },
+            settings: config.settings(),
             dns_capture: config.dns_capture,
             last_good,
             mirror,
