@@ -255,7 +255,7 @@ async fn a_pods_address_changes() {
     world.stop().await;
 }
 
-/// C33, C60, C63, C66, C67: agent and proxy restart in any order. Rules and reports stay, and every proxy is first told of all pods.
+/// C33, C60, C63, C66, C67, C81, H16: agent and proxy restart in any order. Rules and reports stay, and every proxy is first told of all pods.
 #[tokio::test]
 async fn agent_and_proxy_restart_in_any_order() {
     let mut world = World::new();

@@ -96,8 +96,9 @@ impl FromStr for EnablementSelectors {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let read: Self = serde_json::from_str(text)
-            .map_err(|error| format!("{error}; wanted is [{{\"podSelector\":{{...}},\"namespaceSelector\":{{...}}}}]"))?;
+        let read: Self = serde_json::from_str(text).map_err(|error| {
+            format!("{error}; wanted is [{{\"podSelector\":{{...}},\"namespaceSelector\":{{...}}}}]")
+        })?;
         match read.0.iter().position(|it| *it == EnablementSelector::default()) {
             Some(at) => Err(format!("pair {at} has no selector, and would match every pod")),
             None => Ok(read),
@@ -166,12 +167,10 @@ pub fn decide(pod: &Pod, namespace: &StringMap, settings: &Settings) -> Enrolmen
     }
     match meta.labels.get(labels::DATAPLANE_MODE).map(String::as_str) {
         Some(labels::MODE_NONE) => Enrolment::No(Reason::OptedOut),
-        _ if !settings.enablement.is_empty() => {
-            match settings.enablement.matches(&meta.labels, namespace) {
-                true => Enrolment::BySelector,
-                false => Enrolment::No(Reason::NotAsked),
-            }
-        }
+        _ if !settings.enablement.is_empty() => match settings.enablement.matches(&meta.labels, namespace) {
+            true => Enrolment::BySelector,
+            false => Enrolment::No(Reason::NotAsked),
+        },
         Some(labels::MODE_AMBIENT) => Enrolment::ByPod,
         // Another value on the pod says nothing, so the namespace's does.
         _ if namespace.get(labels::DATAPLANE_MODE).map(String::as_str) == Some(labels::MODE_AMBIENT) => {
@@ -230,10 +229,12 @@ mod tests {
         );
         let modes = [None, Some("ambient"), Some("none"), Some("other")];
         for (of_pod, of_namespace) in modes.into_iter().flat_map(|it| modes.map(|other| (it, other))) {
-            let joins = |settings: &Settings| decide(&pod(of_pod), &namespace(of_namespace), settings).joins();
+            let joins =
+                |settings: &Settings| decide(&pod(of_pod), &namespace(of_namespace), settings).joins();
             assert_eq!(joins(&same), joins(&Settings::default()), "{of_pod:?} {of_namespace:?}");
         }
-        let team = given(r#"[{"namespaceSelector":{"matchExpressions":[{"key":"team","operator":"Exists"}]}}]"#);
+        let team =
+            given(r#"[{"namespaceSelector":{"matchExpressions":[{"key":"team","operator":"Exists"}]}}]"#);
         let of_team = StringMap::from_iter([("team".to_owned(), "a".to_owned())]);
         assert_eq!(decide(&pod(None), &of_team, &team), Enrolment::BySelector);
         assert!(!decide(&pod(Some("none")), &of_team, &team).joins());

@@ -47,7 +47,12 @@ struct Row {
 impl Annotations {
     /// Nothing to say yet.
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { cluster, rows: Mutex::default(), due: Notify::new(), leaving: AtomicBool::new(false) })
+        Arc::new(Self {
+            cluster,
+            rows: Mutex::default(),
+            due: Notify::new(),
+            leaving: AtomicBool::new(false),
+        })
     }
 
     /// What should be said of a pod from now on; nothing for a pod that is gone.

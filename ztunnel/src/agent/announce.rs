@@ -44,7 +44,12 @@ impl Waiters {
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(socket: &Path, host_proc: &Path, tasks: &Tasks, metrics: &AgentMetrics) -> io::Result<Self> {
+    pub fn listen(
+        socket: &Path,
+        host_proc: &Path,
+        tasks: &Tasks,
+        metrics: &AgentMetrics,
+    ) -> io::Result<Self> {
         if let Some(dir) = socket.parent() {
             std::fs::create_dir_all(dir)?;
         }
@@ -255,7 +260,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/s");
         let tasks = Tasks::new("test");
-        let mut waiters = Waiters::listen(&socket, Path::new("/host/proc"), &tasks, &AgentMetrics::unread()).unwrap();
+        let mut waiters =
+            Waiters::listen(&socket, Path::new("/host/proc"), &tasks, &AgentMetrics::unread()).unwrap();
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         for (verdict, code) in [(Ok(()), "200"), (Err("no proxy".to_owned()), "503")] {

@@ -153,7 +153,9 @@ async fn the_chart_grants_what_the_agent_asks_for_and_no_more() {
     for _ in 0..2 {
         events::publish(&recorder, "u", &("shop".to_owned(), "a".to_owned()), "no proxy").await;
     }
-    tokio::time::timeout(Duration::from_secs(10), api.until(|it| it.path.ends_with("/pods/a/status"))).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), api.until(|it| it.path.ends_with("/pods/a/status")))
+        .await
+        .unwrap();
 
     let kubeconfig = dir.path().join("kubeconfig");
     let cluster = json!({"name": "c", "cluster": {"server": api.url}});
@@ -165,7 +167,8 @@ async fn the_chart_grants_what_the_agent_asks_for_and_no_more() {
     tasks.abort_all();
 
     let asked: Rights = api.asked().iter().map(needed).collect();
-    let rights: Rights = ["ClusterRole", "Role"].into_iter().flat_map(|kind| granted(&object(AGENT, kind))).collect();
+    let rights: Rights =
+        ["ClusterRole", "Role"].into_iter().flat_map(|kind| granted(&object(AGENT, kind))).collect();
     assert_eq!(asked, rights);
 }
 
@@ -256,7 +259,7 @@ fn the_nodes_own_pods_stay_outside_and_run_everywhere() {
     assert!(AGENT.contains("append .Values.agent.excludeNamespaces .Release.Namespace"));
 }
 
-/// H08, H09: the proxy's rollout, its grace, and the account that the controller trusts.
+/// H08, H09, H14: the proxy's rollout, its grace, and the account that the controller trusts.
 #[test]
 fn the_proxys_rollout_drops_nothing_and_its_account_is_the_trusted_one() {
     let set = object(PROXY, "DaemonSet");
@@ -265,10 +268,104 @@ fn the_proxys_rollout_drops_nothing_and_its_account_is_the_trusted_one() {
     let env = container(&set)["env"].as_array().unwrap();
     assert!(env.iter().any(|it| it["name"] == "TERMINATION_GRACE_PERIOD_SECONDS"));
     // What it drains in comes after what it waits before it is told.
-    assert!(PROXY.contains("terminationGracePeriodSeconds: {{ add .Values.ztunnel.terminationGracePeriodSeconds 3 }}"));
+    assert!(PROXY.contains(
+        "terminationGracePeriodSeconds: {{ add .Values.ztunnel.terminationGracePeriodSeconds 3 }}"
+    ));
     assert_eq!(container(&set)["lifecycle"]["preStop"]["sleep"]["seconds"], 3);
     let account = object(PROXY, "ServiceAccount");
     let trusted = CONTROLLER.lines().skip_while(|it| !it.contains("TRUSTED_PROXIES")).nth(1).unwrap();
     assert!(trusted.ends_with(&format!("/{}", account["metadata"]["name"].as_str().unwrap())), "{trusted}");
     assert_eq!(account["automountServiceAccountToken"], false);
+}
+
+/// Keys of the second level, with their defaults.
+fn values() -> Vec<(String, Value)> {
+    let values: Value = serde_saphyr::from_str(include_str!("../../../helm/culvert/values.yaml")).unwrap();
+    let groups = values.as_object().unwrap().clone();
+    let keys = |(group, of): (String, Value)| {
+        of.as_object().unwrap().clone().into_iter().map(move |(key, value)| (format!("{group}.{key}"), value))
+    };
+    groups.into_iter().flat_map(keys).collect()
+}
+
+/// H08, H10, H11: no value that somebody sets is without an effect.
+#[test]
+fn every_value_is_used_by_a_template() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/culvert/templates");
+    let read = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap();
+    let templates: String = fs::read_dir(dir).unwrap().flatten().map(read).collect();
+    let values = values();
+    assert!(values.len() > 25, "{values:?}");
+    for (key, _) in values {
+        let used = templates.contains(&format!(".Values.{key}"))
+            || key.strip_prefix("agent.").is_some_and(|it| templates.contains(&format!("\"key\" \"{it}\"")));
+        assert!(used, "{key}");
+    }
+}
+
+/// H01, H02: what is installed without any value set is an ambient mesh, its kinds, and nothing of the Gateway API.
+#[test]
+fn without_any_value_the_chart_is_an_ambient_mesh() {
+    let values = values();
+    let value = |key: &str| &values.iter().find(|it| it.0 == key).unwrap().1;
+    assert_eq!(value("agent.excludeNamespaces"), &json!(["kube-system"]));
+    assert_eq!((value("agent.dnsCapture"), value("crds.install")), (&json!(true), &json!(true)));
+    assert_eq!(value("agent.enablementSelectors"), &json!([]));
+    assert_eq!(value("mesh.trustDomain"), "cluster.local");
+    let kinds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/culvert/files/crds");
+    let groups: BTreeSet<String> = fs::read_dir(kinds)
+        .unwrap()
+        .flatten()
+        .map(|it| serde_saphyr::from_str::<Value>(&fs::read_to_string(it.path()).unwrap()).unwrap())
+        .map(|it| it["spec"]["group"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(groups, ["networking.istio.io", "security.istio.io"].map(str::to_owned).into());
+}
+
+/// C85, H03, H04, H10: each platform of the schema has directories, and without one they are those that the agent takes by itself.
+#[test]
+fn every_platform_has_directories() {
+    let helpers = include_str!("../../../helm/culvert/templates/_helpers.tpl");
+    let schema: Value = serde_json::from_str(include_str!("../../../helm/culvert/values.schema.json")).unwrap();
+    let platforms = texts(&schema["properties"]["agent"]["properties"]["platform"]["enum"]);
+    assert!(platforms.len() > 4 && platforms[0].is_empty());
+    for platform in &platforms[1..] {
+        assert!(helpers.contains(&format!("\"{platform}\" (dict \"cni")), "{platform}");
+    }
+    let config = KubernetesConfig::default();
+    for (key, dir) in [
+        ("cniBinDir", &config.cni_bin_dir),
+        ("cniConfDir", &config.cni_conf_dir),
+        ("cniNetnsDir", &config.netns_dir),
+    ] {
+        assert!(helpers.contains(&format!("\"{key}\" \"{}\"", dir.display())), "{key}");
+    }
+}
+
+/// H06, H07.
+#[test]
+fn quota_and_network_policies_are_there_for_those_who_need_them() {
+    let quota = include_str!("../../../helm/culvert/templates/quota.yaml");
+    assert!(quota.starts_with("{{- if eq .Values.agent.platform \"gke\" }}"));
+    let quota = object(quota, "ResourceQuota");
+    let priorities = texts(&quota["spec"]["scopeSelector"]["matchExpressions"][0]["values"]);
+    assert_eq!(priorities, ["system-node-critical", "system-cluster-critical"]);
+    let policies = include_str!("../../../helm/culvert/templates/network-policy.yaml");
+    for template in [AGENT, PROXY, CONTROLLER] {
+        let workload = objects(template).into_iter().find(|it| it["spec"].get("template").is_some()).unwrap();
+        let name = workload["metadata"]["name"].as_str().unwrap();
+        let ports: Vec<u64> = container(&workload)["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["containerPort"].as_u64().unwrap())
+            .collect();
+        let line = policies.lines().find(|it| it.contains("$ports :=")).unwrap();
+        let open = line.split_once(&format!("\"{name}\" (list ")).unwrap().1.split_once(')').unwrap().0;
+        let mut open: Vec<u64> = open.split(' ').map(|it| it.parse().unwrap()).collect();
+        let mut ports = ports;
+        open.sort_unstable();
+        ports.sort_unstable();
+        assert_eq!(open, ports, "{name}");
+    }
 }

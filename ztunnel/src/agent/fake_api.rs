@@ -105,7 +105,8 @@ impl Server {
             let mut events = self.shown.subscribe();
             self.asked.lock().push(asked.clone());
             if asked.is_watch() {
-                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+                let head =
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
                 stream.write_all(head.as_bytes()).await?;
                 while let Ok((path, event)) = events.recv().await {
                     if path == asked.path {

@@ -154,7 +154,8 @@ impl Installer {
                 let _ = notify.try_send(());
             }
         });
-        let dirs = [Some(&*self.conf_dir), self.binary.parent(), self.kubeconfig.parent(), Some(&*self.account)];
+        let dirs =
+            [Some(&*self.conf_dir), self.binary.parent(), self.kubeconfig.parent(), Some(&*self.account)];
         let watching = watcher.and_then(|mut watcher| {
             for dir in dirs.into_iter().flatten().filter(|it| it.exists()) {
                 watcher.watch(dir, RecursiveMode::NonRecursive)?;
@@ -198,7 +199,8 @@ impl Installer {
             && is_same(&self.program, &self.binary).context("comparing the plugin's program")?;
         if !right {
             let temporary = self.binary.with_extension("tmp");
-            fs::copy(&self.program, &temporary).with_context(|| format!("writing {}", temporary.display()))?;
+            fs::copy(&self.program, &temporary)
+                .with_context(|| format!("writing {}", temporary.display()))?;
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
             fs::File::open(&temporary)?.sync_all()?;
             fs::rename(&temporary, &self.binary)

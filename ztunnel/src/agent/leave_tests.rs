@@ -61,7 +61,9 @@ async fn an_agent_that_is_replaced_leaves_everything() {
     assert!(!asked(present(json!({}))).await);
     assert!(!asked(present(json!({"os": "linux"}))).await);
     // The node's labels cannot be read.
-    assert!(!asked(|path| if path == SET { (200, set(&json!({"os": "other"}))) } else { refusal(403) }).await);
+    assert!(
+        !asked(|path| if path == SET { (200, set(&json!({"os": "other"}))) } else { refusal(403) }).await
+    );
 }
 
 /// C79.

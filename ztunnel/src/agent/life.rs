@@ -120,8 +120,8 @@ async fn start(
         SeqPacketListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
     let zds = ZdsServer::new(tasks.clone(), metrics.clone());
     let node = config.node_netns().context("opening the node's namespace")?;
-    let sentry = Sentry::new(node, config.kubelet(), metrics.clone(), tasks.clone())
-        .context("starting to attest")?;
+    let sentry =
+        Sentry::new(node, config.kubelet(), metrics.clone(), tasks.clone()).context("starting to attest")?;
     let alarm = sentry.alarm();
     let mut enroller = Enroller::new(sentry.clone(), zds.clone(), reports, metrics.clone());
     enroller.pass(&source.view()?).await;

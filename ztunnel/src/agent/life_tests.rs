@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use culvert_net::netns::NetNs;
@@ -34,6 +34,8 @@ struct World {
     api: FakeApi,
     /// With this the API server refuses everything, if it is not 0.
     refuses: Arc<AtomicU16>,
+    /// Pod `a` runs, with an annotation that says so.
+    runs: Arc<AtomicBool>,
     tasks: Tasks,
     agent: Option<oneshot::Sender<()>>,
 }
@@ -51,13 +53,14 @@ impl World {
         let node = Arc::new(NetNs::create().unwrap());
         symlink(path_of(&node), dir.path().join("proc/1/ns/net")).unwrap();
         let refuses = Arc::new(AtomicU16::new(0));
-        let refused = Arc::clone(&refuses);
+        let runs = Arc::new(AtomicBool::new(false));
+        let (refused, running) = (Arc::clone(&refuses), Arc::clone(&runs));
         let api = FakeApi::start(move |asked: &Asked| match refused.load(Ordering::Relaxed) {
-            0 => answer(asked),
+            0 => answer(asked, running.load(Ordering::Relaxed)),
             code => refusal(code),
         })
         .await;
-        Self { dir, node, api, refuses, tasks: Tasks::new("test"), agent: None }
+        Self { dir, node, api, refuses, runs, tasks: Tasks::new("test"), agent: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -132,7 +135,7 @@ impl World {
         let invocation = Invocation {
             command: Some("ADD".into()),
             netns: self.path("netns").join(name),
-            args: format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID=uid-{name}"),
+            args: format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID={}", uid(name)),
         };
         tokio::task::spawn_blocking(move || execute(&invocation, &conf.to_string()).is_ok()).await.unwrap()
     }
@@ -142,19 +145,29 @@ fn path_of(netns: &NetNs) -> String {
     format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd())
 }
 
-fn pod(name: &str, mode: &str) -> Value {
-    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": {"istio.io/dataplane-mode": mode}},
+fn uid(name: &str) -> &'static str {
+    if name == "a" { "0f3a2b1c-1111-2222-3333-444455556666" } else { "uid" }
+}
+
+fn pod(name: &str, mode: &str, runs: bool) -> Value {
+    let annotations = if runs { json!({"ambient.istio.io/redirection": "enabled"}) } else { json!({}) };
+    let status = match runs {
+        true => json!({"phase": "Running", "podIPs": [{"ip": "100.64.1.2"}]}),
+        false => json!({"phase": "Pending"}),
+    };
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": uid(name), "annotations": annotations,
+            "labels": {"istio.io/dataplane-mode": mode}},
         "spec": {"nodeName": "n", "containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 8080}}}]},
-        "status": {"phase": "Pending"}})
+        "status": status})
 }
 
 fn daemonset() -> Value {
     json!({"metadata": {"name": "culvert-agent"}, "spec": {"selector": {}, "template": {}}})
 }
 
-fn answer(asked: &Asked) -> (u16, Value) {
+fn answer(asked: &Asked, runs: bool) -> (u16, Value) {
     match (asked.method.as_str(), asked.path.as_str()) {
-        ("GET", "/api/v1/pods") => list(&[pod("a", "ambient"), pod("b", "none")]),
+        ("GET", "/api/v1/pods") => list(&[pod("a", "ambient", runs), pod("b", "none", false)]),
         ("GET", "/api/v1/namespaces") => list(&[json!({"metadata": {"name": "shop"}})]),
         ("GET", SETS) => list(&[daemonset()]),
         ("GET", path) if path.starts_with(SETS) => (200, daemonset()),
@@ -179,7 +192,7 @@ fn is_empty(dir: &Path) -> bool {
     fs::read_dir(dir).unwrap().count() == 0
 }
 
-/// C16, C17, C31, C79, C81, H18, H19, TRAP20: a pod starts when its traffic is the mesh's. An agent that is replaced leaves all of it; one whose chart is
+/// C16, C17, C29, C31, C33, C79, C80, C81, H18, H19, TRAP20: a pod starts when its traffic is the mesh's. An agent that is replaced leaves all of it; one whose chart is
 /// removed leaves nothing, though it may ask and write nothing any more, not even what it knew nothing of.
 #[tokio::test]
 async fn a_node_is_left_as_it_should_be() {
@@ -209,17 +222,22 @@ async fn a_node_is_left_as_it_should_be() {
     assert_eq!(probes::targets(&world.node).len(), 1);
     assert_eq!(served.all().len(), 1);
 
-    // Its successor finds it by its processes, as the plugin's word is forgotten.
+    // Its successor, who has not heard the plugin, finds it by its processes.
     let process = world.path("proc/20");
     fs::create_dir_all(process.join("ns")).unwrap();
     symlink(path_of(&a), process.join("ns/net")).unwrap();
-    fs::write(process.join("cgroup"), "0::/kubepods/pod0f3a2b1c-1111-2222-3333-444455556666/c\n").unwrap();
+    fs::write(process.join("cgroup"), format!("0::/kubepods/pod{}/c\n", uid("a"))).unwrap();
     fs::write(process.join("stat"), format!("20 (x) S {}7 0", "0 ".repeat(18))).unwrap();
+    world.runs.store(true, Ordering::Relaxed);
     world.start();
-    eventually("the agent listens again", || world.path("zds.sock").exists()).await;
-    assert!(world.add("a").await);
     let watching = |it: &&Asked| it.is_watch() && it.path == SETS;
     eventually("it watches its DaemonSet", || world.api.asked().iter().filter(watching).count() == 2).await;
+    eventually("it listens", || {
+        std::os::unix::net::UnixStream::connect(world.path("run/pluginevent.sock")).is_ok()
+    })
+    .await;
+    assert!(has_rules(&a));
+    assert_eq!(served.all().len(), 1);
 
     // The chart is removed: DaemonSet, then rights, then kubelet ends the agent.
     world.api.show(SETS, "DELETED", &daemonset());
@@ -249,7 +267,8 @@ async fn a_node_is_left_by_an_agent_that_knew_no_pod() {
     world.refuses.store(403, Ordering::Relaxed);
     world.start();
     eventually("the plugin is repaired meanwhile", || world.conf()["plugins"][1]["type"] == PLUGIN).await;
-    let claims = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, r#"{"exp":99999999999}"#);
+    let claims =
+        base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, r#"{"exp":99999999999}"#);
     fs::write(world.path("account/token"), format!("e30.{claims}.x")).unwrap();
     world.refuses.store(401, Ordering::Relaxed);
     world.stop().await;

@@ -168,7 +168,8 @@ fn has_place(set: &DaemonSet, node: &str, labels: &BTreeMap<String, String>) -> 
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let required = spec.affinity.as_ref().and_then(|it| it.node_affinity.as_ref());
     let required = required.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|it| it.node_selector_terms.iter().any(|term| matches(term, node, labels)))
+    selected
+        && required.is_none_or(|it| it.node_selector_terms.iter().any(|term| matches(term, node, labels)))
 }
 
 /// A term without any requirement matches nothing.
@@ -177,7 +178,9 @@ fn matches(term: &NodeSelectorTerm, node: &str, labels: &BTreeMap<String, String
     let fields = term.match_fields.iter().flatten();
     let name = BTreeMap::from([("metadata.name".to_owned(), node.to_owned())]);
     let empty = expressions.clone().next().is_none() && fields.clone().next().is_none();
-    !empty && expressions.into_iter().all(|it| holds(it, labels)) && fields.into_iter().all(|it| holds(it, &name))
+    !empty
+        && expressions.into_iter().all(|it| holds(it, labels))
+        && fields.into_iter().all(|it| holds(it, &name))
 }
 
 /// An operator that is not known holds: nobody leaves for want of understanding.
@@ -250,8 +253,9 @@ mod tests {
     /// C79.
     #[test]
     fn a_daemonset_has_a_place_where_selector_and_affinity_match() {
-        let labels: BTreeMap<String, String> =
-            [("os", "linux"), ("zone", "a"), ("cores", "8")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let labels: BTreeMap<String, String> = [("os", "linux"), ("zone", "a"), ("cores", "8")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
         let requirement = |key: &str, operator: &str, values: &[&str]| json!({"key": key, "operator": operator, "values": values});
         let place = |selector: Value, terms: Option<Vec<Value>>| {
             let affinity = terms.map(|it| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": it}}}));
@@ -287,7 +291,8 @@ mod tests {
         let either = both.iter().map(|it| json!({"matchExpressions": [it]})).collect();
         assert!(place(json!({}), Some(either)));
         assert!(!place(json!({}), Some(vec![json!({})])) && !place(json!({}), Some(vec![])));
-        let named = |name: &str| Some(vec![json!({"matchFields": [requirement("metadata.name", "In", &[name])]})]);
+        let named =
+            |name: &str| Some(vec![json!({"matchFields": [requirement("metadata.name", "In", &[name])]})]);
         assert!(place(json!({}), named("n")) && !place(json!({}), named("m")));
     }
 

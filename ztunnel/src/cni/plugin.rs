@@ -96,8 +96,7 @@ pub fn run(invocation: &Invocation) -> ExitCode {
 }
 
 fn shielded<T>(command: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(command))
-        .unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked")))
+    catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked")))
 }
 
 impl Failure {
@@ -318,10 +317,13 @@ mod tests {
         asked.join().unwrap();
         // C20.
         let line: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
-        assert_eq!((&line["pod"], &line["namespace"], &line["outcome"]), (&json!("a"), &json!("shop"), &json!("starts")));
+        assert_eq!(
+            (&line["pod"], &line["namespace"], &line["outcome"]),
+            (&json!("a"), &json!("shop"), &json!("starts"))
+        );
     }
 
-    /// C06, C19.
+    /// C06, C19, R06.
     #[test]
     fn what_the_mesh_runs_on_always_starts() {
         let dir = tempfile::tempdir().unwrap();

@@ -131,12 +131,17 @@ mod tests {
         std::os::unix::fs::symlink(target, dir.join("ns/net")).unwrap();
     }
 
+    /// C29: as cgroupfs and systemd, containerd and CRI-O write it, in either version of cgroups.
     #[test]
     fn a_cgroup_names_the_pod() {
         let systemd = UID.replace('-', "_");
         for line in [
             format!("0::/kubepods/burstable/pod{UID}/abc"),
             format!("5:cpu:/x/kubepods/pod{UID}"),
+            format!("11:memory:/kubelet/kubepods/besteffort/pod{UID}/0123abcd"),
+            format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-0123abcd.scope/init"),
+            // As a container with a cgroup namespace of its own sees another's.
+            format!("0::/../../kubepods-burstable-pod{systemd}.slice/cri-containerd-1.scope"),
             format!(
                 "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{systemd}.slice/cri-containerd-1.scope"
             ),
@@ -145,6 +150,7 @@ mod tests {
         }
         assert_eq!(uid_in("0::/kubepods/podabc/x"), None);
         assert_eq!(uid_in("0::/system.slice/kubelet.service"), None);
+        assert_eq!(uid_in(&format!("0::/machine.slice/libpod-{}.scope", "a".repeat(64))), None);
         assert_eq!(uid_in(&format!("0::/pod{}/x", "a".repeat(32))), Some("a".repeat(32)));
     }
 
