@@ -103,6 +103,11 @@ impl Annotations {
         self.rows.lock().get(uid).is_none_or(|row| row.said)
     }
 
+    /// The API server has taken what is to be said of a pod.
+    pub fn is_said(&self, uid: &str) -> bool {
+        self.rows.lock().get(uid).is_none_or(|row| row.said)
+    }
+
     /// What is or will be said of a pod.
     pub fn get(&self, uid: &str) -> Option<Redirection> {
         match self.rows.lock().get(uid) {
@@ -232,8 +237,9 @@ mod tests {
         assert!(!reports.clear("u"));
         let unsaid = reports.unsaid();
         assert_eq!(unsaid.len(), 1);
+        assert!(!reports.is_said("u"));
         reports.said("u", &unsaid[0].1);
-        assert!(reports.clear("u"));
+        assert!(reports.is_said("u") && reports.clear("u"));
         assert_eq!(reports.get("u"), None);
         // Somebody writes it again.
         assert_eq!(reports.unsaid().len(), 1);

@@ -22,12 +22,15 @@ use crate::cni::{AddRequest, ENROL, MAX_REQUEST, PATH};
 const WAITING: usize = 256;
 /// A request comes in one piece.
 const READ: Duration = Duration::from_secs(5);
+/// A pod that may start waits so long for its report to be written: when it is ready, peers know that it speaks HBONE. An API server that is
+/// away keeps nobody from starting.
+const REPORT: Duration = Duration::from_secs(2);
 
 /// A pod that may not start yet.
 #[derive(Debug)]
 pub struct Waiter {
     pod: Announced,
-    until: Instant,
+    since: Instant,
     answer: oneshot::Sender<Result<(), String>>,
 }
 
@@ -100,12 +103,14 @@ impl Waiters {
     /// After a pass over `view`: whoever may start is told, and whoever waited too long that it may not.
     pub fn answer<R: Rules>(&mut self, source: &mut Source, view: &View, enroller: &Enroller<R>) {
         for waiter in std::mem::take(&mut self.waiting) {
+            let waited = waiter.since.elapsed();
             let verdict = match source.announce(&waiter.pod) {
                 None => Err("no such pod of this node is known to the API server"),
-                Some(uid) => may_start(&uid, &waiter.pod.netns, view, enroller.progress(&uid)),
+                Some(uid) => may_start(&uid, &waiter.pod.netns, view, enroller.progress(&uid))
+                    .and_then(|()| is_reported(waited, enroller.reports().is_said(&uid))),
             };
             match verdict {
-                Err(_) if Instant::now() < waiter.until => self.waiting.push(waiter),
+                Err(_) if waited < ENROL => self.waiting.push(waiter),
                 // Who has hung up is not told.
                 verdict => drop(waiter.answer.send(verdict.map_err(str::to_owned))),
             }
@@ -132,6 +137,10 @@ fn may_start(uid: &str, netns: &Path, view: &View, progress: Option<&Enrolled>) 
         Some(it) if !it.acknowledged => Err("no proxy has acknowledged it"),
         Some(_) => Ok(()),
     }
+}
+
+fn is_reported(waited: Duration, said: bool) -> Result<(), &'static str> {
+    if said || waited >= REPORT { Ok(()) } else { Err("its report is not written yet") }
 }
 
 async fn accept(listener: UnixListener, queue: mpsc::Sender<Waiter>, tasks: Tasks, metrics: AgentMetrics) {
@@ -183,7 +192,7 @@ async fn enrolled(request: AddRequest, queue: &mpsc::Sender<Waiter>) -> Result<(
         ips: request.ips,
     };
     let (answer, answered) = oneshot::channel();
-    let waiter = Waiter { pod, until: Instant::now() + ENROL, answer };
+    let waiter = Waiter { pod, since: Instant::now(), answer };
     queue.try_send(waiter).map_err(|_| "too many pods start at once".to_owned())?;
     let outcome = answered.await.unwrap_or_else(|_| Err("the agent ends".to_owned()));
     if let Err(why) = &outcome {
@@ -244,6 +253,14 @@ mod tests {
         view.others.push(Other { uid: "a".into(), netns: netns.into(), excluded: false });
         assert_eq!(may_start("a", netns, &view, None), Ok(()));
         assert!(may_start("b", netns, &view, None).is_err());
+    }
+
+    /// C31: peers know of it before it is ready, as far as that does not depend on an API server that is away.
+    #[test]
+    fn a_pod_waits_for_its_report_but_not_for_ever() {
+        assert_eq!(is_reported(Duration::ZERO, true), Ok(()));
+        assert!(is_reported(REPORT / 2, false).is_err());
+        assert_eq!(is_reported(REPORT, false), Ok(()));
     }
 
     /// C16: a runtime without mounted namespaces.

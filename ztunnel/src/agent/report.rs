@@ -76,6 +76,14 @@ impl Reports {
         }
     }
 
+    /// Nothing is waiting to be said of this pod.
+    pub fn is_said(&self, uid: &str) -> bool {
+        match self {
+            Self::Files(_) => true,
+            Self::Annotations(annotations) => annotations.is_said(uid),
+        }
+    }
+
     /// Whether this pod is reported, by whoever did.
     pub fn is_reported(&self, uid: &str) -> bool {
         match self {
