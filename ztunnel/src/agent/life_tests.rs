@@ -238,6 +238,8 @@ async fn a_node_is_left_as_it_should_be() {
     .await;
     assert!(has_rules(&a));
     assert_eq!(served.all().len(), 1);
+    // And once more when the proxy has found it.
+    assert!(world.add("a").await);
 
     // The chart is removed: DaemonSet, then rights, then kubelet ends the agent.
     world.api.show(SETS, "DELETED", &daemonset());

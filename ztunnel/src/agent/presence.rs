@@ -174,13 +174,11 @@ fn has_place(set: &DaemonSet, node: &str, labels: &BTreeMap<String, String>) -> 
 
 /// A term without any requirement matches nothing.
 fn matches(term: &NodeSelectorTerm, node: &str, labels: &BTreeMap<String, String>) -> bool {
-    let expressions = term.match_expressions.iter().flatten();
-    let fields = term.match_fields.iter().flatten();
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
     let name = BTreeMap::from([("metadata.name".to_owned(), node.to_owned())]);
-    let empty = expressions.clone().next().is_none() && fields.clone().next().is_none();
-    !empty
-        && expressions.into_iter().all(|it| holds(it, labels))
-        && fields.into_iter().all(|it| holds(it, &name))
+    let empty = expressions.is_empty() && fields.is_empty();
+    !empty && expressions.iter().all(|it| holds(it, labels)) && fields.iter().all(|it| holds(it, &name))
 }
 
 /// An operator that is not known holds: nobody leaves for want of understanding.
