@@ -23,7 +23,7 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::KubernetesConfig;
+use super::{KubernetesConfig, source};
 
 /// One question to the API server; an answer may take two.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -71,7 +71,7 @@ impl Presence {
         let presence = Arc::new(Self::default());
         let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &config.system_namespace);
         let one = watcher::Config::default().fields(&format!("metadata.name={}", config.daemonset));
-        let events = watcher::metadata_watcher(sets, one).default_backoff();
+        let events = watcher::metadata_watcher(sets, one).backoff(source::backoff());
         tasks.spawn("watch own DaemonSet", Arc::clone(&presence).follow(events));
         presence
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_k8s_api::core::Pod;
 use culvert_k8s_api::labels;
@@ -14,13 +15,22 @@ use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod as ApiPod};
 use kube::api::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// The annotation by which a pod that the kubelet made from a file names itself in its cgroup.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Between two tries to list or watch. An agent that is back 5 s after its API server is soon enough (30 s, the library's own bound, is not), and with three
+/// watches a node a thousand nodes ask 600 times a second meanwhile.
+const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+
+/// How a watch is tried again: twice as long each time, spread out.
+pub fn backoff() -> ExponentialBackoff {
+    ExponentialBackoff::new(AGAIN[0], AGAIN[1], 2.0, true)
+}
 
 /// Namespace and name.
 pub type PodKey = (String, String);
@@ -82,7 +92,7 @@ impl Cluster {
     pub fn watch(client: &Client, node: &str, tasks: &Tasks) -> Arc<Self> {
         let cluster = Arc::new(Self::default());
         let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        let pods = watcher::watcher(Api::<ApiPod>::all(client.clone()), of_node).default_backoff();
+        let pods = watcher::watcher(Api::<ApiPod>::all(client.clone()), of_node).backoff(backoff());
         tasks.spawn("watch pods", follow(pods, cluster.clone(), read_pod, |tables| &mut tables.pods));
         let all = watcher::watcher(
             Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
@@ -91,7 +101,7 @@ impl Cluster {
         let shared = cluster.clone();
         tasks.spawn(
             "watch namespaces",
-            follow(all.default_backoff(), shared, read_namespace, |tables| &mut tables.namespaces),
+            follow(all.backoff(backoff()), shared, read_namespace, |tables| &mut tables.namespaces),
         );
         cluster
     }
