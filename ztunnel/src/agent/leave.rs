@@ -24,13 +24,13 @@ use super::{AgentConfig, KubernetesConfig};
 
 /// For the API server to say it. It takes a token for up to 10 s after its account is gone. With the last question, [`GOING`] and what
 /// comes after it stays under the 30 s that the chart gives the pod to end.
-const ASKING: Duration = Duration::from_secs(13);
+const ASKING: Duration = Duration::from_secs(14);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Refusals of the token in a row that count.
-const REFUSALS: u32 = 2;
+/// The token must be refused for so long: an API server that starts, or has lost its storage, may refuse good ones for a moment.
+const REFUSED: Duration = Duration::from_secs(3);
 /// For reports to be taken away and peers to learn of it.
-const GOING: Duration = Duration::from_secs(8);
+const GOING: Duration = Duration::from_secs(7);
 const PASS: Duration = Duration::from_millis(100);
 /// For proxies to hear of what was taken from them by force.
 const LAST: Duration = Duration::from_secs(1);
@@ -46,14 +46,14 @@ enum Verdict {
     Again,
 }
 
-fn judge(answer: Answer, watched: Watched, refusals: u32, asked_for: Duration) -> Verdict {
+fn judge(answer: Answer, watched: Watched, refused_for: Duration, asked_for: Duration) -> Verdict {
     match answer {
         Answer::There => Verdict::Stay(None),
         Answer::Deleting => Verdict::Leave("its DaemonSet is being deleted"),
         Answer::NotThere => Verdict::Leave("its DaemonSet is gone"),
         Answer::Elsewhere => Verdict::Leave("its DaemonSet has no place on this node any more"),
         _ if watched == Watched::Gone => Verdict::Leave("its DaemonSet was deleted, and its rights after it"),
-        Answer::NoAccount if refusals >= REFUSALS => Verdict::Leave("its service account is gone"),
+        Answer::NoAccount if refused_for >= REFUSED => Verdict::Leave("its service account is gone"),
         _ if asked_for < ASKING => Verdict::Again,
         Answer::NoRight => Verdict::Stay(Some("it may not read its own DaemonSet")),
         Answer::NoAccount | Answer::None => Verdict::Stay(Some("the API server does not answer")),
@@ -68,11 +68,13 @@ pub async fn is_for_good(
     presence: &Presence,
 ) -> bool {
     let begun = Instant::now();
-    let mut refusals = 0;
+    let mut refused = None;
     loop {
         let answer = presence::ask(client, config, node).await;
-        refusals = if answer == Answer::NoAccount { refusals + 1 } else { 0 };
-        match judge(answer, presence.watched(), refusals, begun.elapsed()) {
+        let since = (answer == Answer::NoAccount).then(|| *refused.get_or_insert_with(Instant::now));
+        refused = since;
+        let refused_for = since.map(|it| it.elapsed()).unwrap_or_default();
+        match judge(answer, presence.watched(), refused_for, begun.elapsed()) {
             Verdict::Leave(why) => {
                 tracing::info!(why, "no agent comes after this one: everything of the mesh leaves the node");
                 return true;
@@ -145,9 +147,12 @@ mod tests {
     #[test]
     fn what_the_api_server_says_decides() {
         for watched in [Watched::Nothing, Watched::There, Watched::Gone] {
-            assert_eq!(judge(Answer::There, watched, 0, Duration::ZERO), Verdict::Stay(None));
+            assert_eq!(judge(Answer::There, watched, Duration::ZERO, Duration::ZERO), Verdict::Stay(None));
             for gone in [Answer::NotThere, Answer::Deleting, Answer::Elsewhere] {
-                assert!(matches!(judge(gone, watched, 0, Duration::ZERO), Verdict::Leave(_)), "{gone:?}");
+                assert!(
+                    matches!(judge(gone, watched, Duration::ZERO, Duration::ZERO), Verdict::Leave(_)),
+                    "{gone:?}"
+                );
             }
         }
     }
@@ -157,10 +162,13 @@ mod tests {
     fn a_missing_right_is_asked_about_again_and_then_everything_stays() {
         for watched in [Watched::Nothing, Watched::There] {
             for answer in UNKNOWN {
-                assert_eq!(judge(answer, watched, 1, Duration::ZERO), Verdict::Again, "{answer:?}");
+                assert_eq!(judge(answer, watched, REFUSED / 2, Duration::ZERO), Verdict::Again, "{answer:?}");
             }
             for answer in [Answer::NoRight, Answer::None] {
-                assert!(matches!(judge(answer, watched, 0, ASKING), Verdict::Stay(Some(_))), "{answer:?}");
+                assert!(
+                    matches!(judge(answer, watched, Duration::ZERO, ASKING), Verdict::Stay(Some(_))),
+                    "{answer:?}"
+                );
             }
         }
     }
@@ -169,11 +177,11 @@ mod tests {
     #[test]
     fn rights_that_go_after_the_daemonset_mean_the_end() {
         for answer in UNKNOWN {
-            let verdict = judge(answer, Watched::Gone, 0, Duration::ZERO);
+            let verdict = judge(answer, Watched::Gone, Duration::ZERO, Duration::ZERO);
             assert!(matches!(verdict, Verdict::Leave(_)), "{answer:?}");
         }
         // Nothing was watched: the account that goes last says it.
-        let verdict = judge(Answer::NoAccount, Watched::Nothing, REFUSALS, Duration::ZERO);
+        let verdict = judge(Answer::NoAccount, Watched::Nothing, REFUSED, Duration::ZERO);
         assert!(matches!(verdict, Verdict::Leave(_)));
     }
 
