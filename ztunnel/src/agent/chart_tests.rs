@@ -326,7 +326,8 @@ fn without_any_value_the_chart_is_an_ambient_mesh() {
 #[test]
 fn every_platform_has_directories() {
     let helpers = include_str!("../../../helm/culvert/templates/_helpers.tpl");
-    let schema: Value = serde_json::from_str(include_str!("../../../helm/culvert/values.schema.json")).unwrap();
+    let schema: Value =
+        serde_json::from_str(include_str!("../../../helm/culvert/values.schema.json")).unwrap();
     let platforms = texts(&schema["properties"]["agent"]["properties"]["platform"]["enum"]);
     assert!(platforms.len() > 4 && platforms[0].is_empty());
     for platform in &platforms[1..] {

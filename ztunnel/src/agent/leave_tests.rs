@@ -44,7 +44,8 @@ async fn asked(answer: impl Fn(&str) -> (u16, Value) + Send + Sync + 'static) ->
     let account = tempfile::tempdir().unwrap();
     let api = FakeApi::start(move |asked: &Asked| answer(&asked.path)).await;
     let nothing = Presence::default();
-    let answer = is_for_good(&api.client, &config(account.path()), "n", &nothing);
+    let config = config(account.path());
+    let answer = is_for_good(&api.client, &config, "n", &nothing);
     tokio::time::timeout(AT_ONCE, answer).await.expect("it is clear at once")
 }
 

@@ -102,7 +102,7 @@ impl World {
             let stop = async { drop(stopped.await) };
             life::serve(&config, None, &tasks, Some(client), stop).await.unwrap();
             tasks.abort_all();
-            tasks.wait(SOON).await;
+            assert_eq!(tasks.wait(SOON).await, Waited::Finished);
         });
     }
 

@@ -23,7 +23,8 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{KubernetesConfig, source};
+use super::KubernetesConfig;
+use super::source::Again;
 
 /// One question to the API server; an answer may take two.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -69,9 +70,10 @@ impl Presence {
     /// Begins to watch.
     pub fn watch(client: &Client, config: &KubernetesConfig, tasks: &Tasks) -> Arc<Self> {
         let presence = Arc::new(Self::default());
-        let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &config.system_namespace);
+        let sets: Api<PartialObjectMeta<DaemonSet>> =
+            Api::namespaced(client.clone(), &config.system_namespace);
         let one = watcher::Config::default().fields(&format!("metadata.name={}", config.daemonset));
-        let events = watcher::metadata_watcher(sets, one).backoff(source::backoff());
+        let events = watcher::watcher(sets, one).backoff(Again::default());
         tasks.spawn("watch own DaemonSet", Arc::clone(&presence).follow(events));
         presence
     }

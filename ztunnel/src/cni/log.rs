@@ -20,15 +20,15 @@ pub fn files(socket: &Path) -> [PathBuf; 2] {
 }
 
 /// Adds a line. A log that cannot be written keeps no pod from starting.
-pub fn write(socket: &Path, pod: &AddRequest, took: Duration, outcome: Result<(), &str>) {
+pub fn write(socket: &Path, pod: &AddRequest, took: Duration, error: Option<&str>) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let line = json!({
         "time": now.as_secs_f64(),
         "namespace": pod.pod_namespace,
         "pod": pod.pod_name,
         "uid": pod.pod_uid,
-        "outcome": if outcome.is_ok() { "starts" } else { "waits" },
-        "error": outcome.err(),
+        "outcome": if error.is_none() { "starts" } else { "waits" },
+        "error": error,
         "took_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     });
     let [file, former] = files(socket);

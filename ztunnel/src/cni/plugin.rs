@@ -157,7 +157,12 @@ fn add(invocation: &Invocation, input: Input, patience: Duration) -> Result<Valu
     };
     let begun = Instant::now();
     let admitted = admit(config, &request, patience);
-    log::write(&config.event_socket, &request, begun.elapsed(), admitted.as_ref().map_err(|it| &*it.message));
+    log::write(
+        &config.event_socket,
+        &request,
+        begun.elapsed(),
+        admitted.as_ref().err().map(|it| &*it.message),
+    );
     admitted.map(|()| result)
 }
 

@@ -59,7 +59,14 @@ impl World {
         for sub in ["manifests", "netns", "state/status/pods", "state/nodes/node-a/redirection"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
-        let world = Self { dir, node, tasks: Tasks::new("test"), agent: None, ports: free_ports(), excluded: vec!["kube-system".into()] };
+        let world = Self {
+            dir,
+            node,
+            tasks: Tasks::new("test"),
+            agent: None,
+            ports: free_ports(),
+            excluded: vec!["kube-system".into()],
+        };
         world.namespace("shop", "ambient");
         world.namespace("outside", "none");
         world

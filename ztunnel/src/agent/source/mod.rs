@@ -14,7 +14,7 @@ use culvert_net::redirect::RedirectConfig;
 
 use super::Desired;
 
-pub use cluster::{Cluster, PodKey, backoff};
+pub use cluster::{Again, Cluster, PodKey};
 pub use directory::DirectorySource;
 pub use kubernetes::{Announced, KubernetesSource};
 pub use procfs::{kubelet_uid, namespaces};
