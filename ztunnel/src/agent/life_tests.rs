@@ -162,7 +162,7 @@ fn pod(name: &str, mode: &str, runs: bool) -> Value {
 }
 
 fn daemonset() -> Value {
-    json!({"metadata": {"name": "culvert-agent"}, "spec": {"selector": {}, "template": {}}})
+    json!({"metadata": {"name": "culvert-agent", "resourceVersion": "1"}, "spec": {"selector": {}, "template": {}}})
 }
 
 fn answer(asked: &Asked, runs: bool) -> (u16, Value) {
