@@ -74,7 +74,7 @@ async fn a_namespace_that_is_excluded_later_leaves() {
     world.stop().await;
 }
 
-/// C28, differently: rules that cannot be written to a running pod, or a namespace that cannot be opened, make it pending with the reason,
+/// C25, C28, differently: rules that cannot be written to a running pod, or a namespace that cannot be opened, make it pending with the reason,
 /// and are tried again until they are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_that_cannot_be_written_are_tried_again() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use culvert_k8s_api::labels;
 use culvert_k8s_api::status::Redirection;
+use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -22,6 +23,8 @@ use super::source::{Cluster, PodKey};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After a patch that failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Patches under way at once: when the chart goes, what is not said within some hundredths of a second may not be said any more.
+const AT_A_TIME: usize = 16;
 /// What the API server has is compared with what was said this often: somebody else may have written it (C10).
 const COMPARE: Duration = Duration::from_secs(5);
 
@@ -33,6 +36,8 @@ pub struct Annotations {
     due: Notify,
     /// The mesh is uninstalled, and with it the right to write: what the API server refuses counts as said.
     leaving: AtomicBool,
+    /// Nothing is said of any pod, whatever is to be said.
+    withdrawn: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +57,7 @@ impl Annotations {
             rows: Mutex::default(),
             due: Notify::new(),
             leaving: AtomicBool::new(false),
+            withdrawn: AtomicBool::new(false),
         })
     }
 
@@ -60,7 +66,7 @@ impl Annotations {
         self.change(uid, |row| {
             if row.value != value {
                 row.value = value;
-                row.said = false;
+                row.said &= self.is_withdrawn();
                 self.due.notify_one();
             }
         });
@@ -74,6 +80,17 @@ impl Annotations {
             (Some(why), Some(trouble)) => trouble.goes_on(why, now),
             (Some(why), none) => *none = Some(Trouble::new(why, now)),
         });
+    }
+
+    /// Takes every report away, or says all of them again. What is to be said goes on being remembered.
+    pub fn withdraw(&self, withdrawn: bool) {
+        if self.withdrawn.swap(withdrawn, Ordering::Relaxed) != withdrawn {
+            self.due.notify_one();
+        }
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Relaxed)
     }
 
     fn change(&self, uid: &str, change: impl FnOnce(&mut Row)) {
@@ -122,30 +139,39 @@ impl Annotations {
     }
 
     /// Says what is to be said, for ever.
-    pub async fn run(self: Arc<Self>, client: Client, node: String) {
-        let recorder = events::recorder(client.clone(), node);
+    pub async fn run(self: Arc<Self>, client: Client) {
         loop {
-            let mut wait = COMPARE;
-            for (uid, row) in self.unsaid() {
-                match say(&client, &uid, &row).await {
-                    Ok(()) => self.said(&uid, &row),
-                    Err(error) if self.leaving.load(Ordering::Relaxed) && is_refusal(&error) => {
-                        self.said(&uid, &row);
-                    }
-                    Err(error) => {
-                        let (pod, namespace) = (&row.key.1, &row.key.0);
-                        tracing::warn!(%pod, %namespace, error = format!("{error:#}"), "annotation cannot be written; trying again");
-                        wait = AGAIN;
-                    }
-                }
+            let saying = self.unsaid().into_iter().map(|(uid, row)| self.try_to_say(&client, uid, row));
+            let said = stream::iter(saying).buffer_unordered(AT_A_TIME);
+            let all = said.fold(true, |all, said| std::future::ready(all && said)).await;
+            tokio::select! {
+                () = self.due.notified() => {}
+                () = tokio::time::sleep(if all { COMPARE } else { AGAIN }) => {}
             }
+        }
+    }
+
+    async fn try_to_say(&self, client: &Client, uid: String, row: Row) -> bool {
+        match say(client, &uid, &row).await {
+            Ok(()) => self.said(&uid, &row),
+            Err(error) if self.leaving.load(Ordering::Relaxed) && is_refusal(&error) => self.said(&uid, &row),
+            Err(error) => {
+                let (pod, namespace) = (&row.key.1, &row.key.0);
+                tracing::warn!(%pod, %namespace, error = format!("{error:#}"), "annotation cannot be written; trying again");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Tells people what has lasted, for ever.
+    pub async fn tell(self: Arc<Self>, client: Client, node: String) {
+        let recorder = events::recorder(client, node);
+        loop {
             for (uid, key, why) in self.lasting(Instant::now()) {
                 events::publish(&recorder, &uid, &key, &why).await;
             }
-            tokio::select! {
-                () = self.due.notified() => {}
-                () = tokio::time::sleep(wait) => {}
-            }
+            tokio::time::sleep(COMPARE).await;
         }
     }
 
@@ -165,14 +191,21 @@ impl Annotations {
         rows.retain(|uid, row| {
             let Some(pod) = self.cluster.pod_by_uid(uid) else { return false };
             // It may only be late to hear of our own patch; saying it twice changes nothing.
-            row.said &= pod.redirection() == row.value;
+            row.said &= pod.redirection() == self.now(row.value);
             true
         });
-        rows.iter().filter(|(_, row)| !row.said).map(|(uid, row)| (uid.clone(), row.clone())).collect()
+        let unsaid = rows.iter().filter(|(_, row)| !row.said);
+        unsaid.map(|(uid, row)| (uid.clone(), Row { value: self.now(row.value), ..row.clone() })).collect()
+    }
+
+    /// What of it is said now.
+    fn now(&self, value: Option<Redirection>) -> Option<Redirection> {
+        value.filter(|_| !self.is_withdrawn())
     }
 
     fn said(&self, uid: &str, what: &Row) {
-        if let Some(row) = self.rows.lock().get_mut(uid).filter(|row| row.value == what.value) {
+        let mut rows = self.rows.lock();
+        if let Some(row) = rows.get_mut(uid).filter(|row| self.now(row.value) == what.value) {
             row.said = true;
             // Who waits for it looks again.
             self.cluster.changed.notify_one();
@@ -248,5 +281,28 @@ mod tests {
         assert!(reports.unsaid().is_empty());
         cluster.take(&("n".into(), "a".into()));
         assert!(reports.clear("u") && reports.rows.lock().is_empty());
+    }
+
+    /// C79, C09: when the chart goes, before the right to say so does; and said again if it does not go after all.
+    #[test]
+    fn reports_are_withdrawn_and_remembered() {
+        let cluster = Arc::new(Cluster::default());
+        cluster.put(pod(Some("enabled")), &[]);
+        let reports = Annotations::new(cluster.clone());
+        reports.set("u", Some(Redirection::Enabled));
+        reports.withdraw(true);
+        let unsaid = reports.unsaid();
+        assert_eq!(unsaid.iter().map(|it| it.1.value).collect::<Vec<_>>(), [None]);
+        reports.said("u", &unsaid[0].1);
+        cluster.put(pod(None), &[]);
+        assert!(reports.unsaid().is_empty());
+        assert_eq!(reports.get("u"), Some(Redirection::Enabled));
+        reports.withdraw(false);
+        assert_eq!(reports.unsaid()[0].1.value, Some(Redirection::Enabled));
+        // Taken away for good meanwhile: nothing is left to say.
+        reports.withdraw(true);
+        reports.unsaid();
+        reports.said("u", &unsaid[0].1);
+        assert!(reports.clear("u"));
     }
 }

@@ -147,7 +147,7 @@ async fn the_chart_grants_what_the_agent_asks_for_and_no_more() {
 
     let annotations = Annotations::new(Arc::clone(&cluster));
     annotations.set("u", Some(culvert_k8s_api::status::Redirection::Enabled));
-    tasks.spawn("annotate", annotations.run(api.client.clone(), "n".to_owned()));
+    tasks.spawn("annotate", annotations.run(api.client.clone()));
     let recorder = events::recorder(api.client.clone(), "n".to_owned());
     // The second becomes a series of the first.
     for _ in 0..2 {
@@ -190,7 +190,7 @@ fn the_agents_pod_has_no_more_than_it_needs() {
     assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&json!(false), &json!(true)));
 }
 
-/// C60, C72: agent, plugin and proxy meet at the same paths of the node, and what the agent reads of the node is there.
+/// C19, C60, C72: agent, plugin and proxy meet at the same paths of the node, and what the agent reads of the node is there.
 #[test]
 fn what_the_agent_needs_of_its_node_is_mounted() {
     let set = object(AGENT, "DaemonSet");

@@ -235,11 +235,22 @@ async fn open(
         metrics.beat();
     }
     let annotations = annotate::Annotations::new(cluster.clone());
-    tasks.spawn("annotate", Arc::clone(&annotations).run(kubernetes.client.clone(), config.node.clone()));
+    let client = &kubernetes.client;
+    tasks.spawn("annotate", Arc::clone(&annotations).run(client.clone()));
+    tasks.spawn("events", Arc::clone(&annotations).tell(client.clone(), config.node.clone()));
+    tasks.spawn("withdraw", withdraw(Arc::clone(&kubernetes.presence), Arc::clone(&annotations)));
     let host_proc = config.kubernetes.host_proc.clone();
     let source = source::KubernetesSource::new(cluster, config.settings(), config.dns_capture, host_proc);
     Ok(Opened {
         source: Source::Kubernetes(Box::new(source)),
         reports: report::Reports::Annotations(annotations),
     })
+}
+
+/// When the DaemonSet goes the right to write annotations goes too, within a second and before the agent is told to end: they are taken away
+/// at once. They come back if the DaemonSet does.
+async fn withdraw(presence: Arc<Presence>, annotations: Arc<annotate::Annotations>) {
+    loop {
+        annotations.withdraw(presence.ending().await);
+    }
 }

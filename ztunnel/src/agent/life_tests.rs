@@ -243,6 +243,9 @@ async fn a_node_is_left_as_it_should_be() {
 
     // The chart is removed: DaemonSet, then rights, then kubelet ends the agent.
     world.api.show(SETS, "DELETED", &daemonset());
+    let cleared =
+        |it: &Asked| it.path.ends_with("/shop/pods/a/status") && it.body.contains("redirection\":null");
+    tokio::time::timeout(SOON, world.api.until(cleared)).await.unwrap();
     world.refuses.store(403, Ordering::Relaxed);
     let begun = Instant::now();
     world.stop().await;

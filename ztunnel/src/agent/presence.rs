@@ -22,12 +22,15 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::KubernetesConfig;
 use super::source::Again;
 
 /// One question to the API server; an answer may take two.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+/// What an object bears while it is deleted without what it owns.
+const ORPHANS: &str = "orphan";
 
 /// What the watch has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,7 +66,16 @@ pub enum Answer {
 /// Follows the DaemonSet.
 #[derive(Debug, Default)]
 pub struct Presence {
-    watched: Mutex<Watched>,
+    seen: Mutex<Seen>,
+    /// Wakes whoever follows it.
+    changed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    watched: Watched,
+    /// Its pods are to outlive it.
+    orphans: bool,
 }
 
 impl Presence {
@@ -80,7 +92,14 @@ impl Presence {
 
     /// What it has shown until now.
     pub fn watched(&self) -> Watched {
-        *self.watched.lock()
+        self.seen.lock().watched
+    }
+
+    /// Resolves when something was shown, and says whether the agent is about to be ended, and no other comes.
+    pub async fn ending(&self) -> bool {
+        self.changed.notified().await;
+        let seen = *self.seen.lock();
+        seen.watched == Watched::Gone && !seen.orphans
     }
 
     async fn follow(
@@ -88,34 +107,34 @@ impl Presence {
         events: impl Stream<Item = watcher::Result<Event<PartialObjectMeta<DaemonSet>>>>,
     ) {
         let mut events = pin!(events);
-        let mut listed = Watched::Gone;
+        let mut listed = None;
         while let Some(event) = events.next().await {
-            let seen = match event {
-                Ok(Event::Init) => {
-                    listed = Watched::Gone;
-                    continue;
-                }
-                Ok(Event::InitApply(set)) => {
-                    listed = seen(&set);
-                    continue;
-                }
-                Ok(Event::InitDone) => listed,
-                Ok(Event::Apply(set)) => seen(&set),
-                Ok(Event::Delete(_)) => Watched::Gone,
+            match event {
+                Ok(Event::Init) => listed = None,
+                Ok(Event::InitApply(set)) => listed = Some(set),
+                Ok(Event::InitDone) => self.see(listed.as_ref()),
+                Ok(Event::Apply(set)) => self.see(Some(&set)),
+                Ok(Event::Delete(_)) => self.see(None),
                 Err(error) => {
                     tracing::debug!(%error, "the agent's DaemonSet cannot be watched; what was seen holds");
-                    continue;
                 }
-            };
-            *self.watched.lock() = seen;
+            }
         }
     }
-}
 
-fn seen(set: &PartialObjectMeta<DaemonSet>) -> Watched {
-    match set.metadata.deletion_timestamp {
-        None => Watched::There,
-        Some(_) => Watched::Gone,
+    fn see(&self, set: Option<&PartialObjectMeta<DaemonSet>>) {
+        let mut seen = self.seen.lock();
+        match set.map(|it| &it.metadata) {
+            Some(meta) if meta.deletion_timestamp.is_none() => {
+                *seen = Seen { watched: Watched::There, orphans: false };
+            }
+            Some(meta) => {
+                let orphans = meta.finalizers.iter().flatten().any(|it| it == ORPHANS);
+                *seen = Seen { watched: Watched::Gone, orphans: seen.orphans || orphans };
+            }
+            None => seen.watched = Watched::Gone,
+        }
+        self.changed.notify_one();
     }
 }
 
@@ -248,6 +267,23 @@ mod tests {
         // Made again, as by `kubectl replace --force`.
         let again = then(vec![Ok(Event::Delete(set(false))), Ok(Event::Apply(set(false)))]);
         assert_eq!(watched(again).await, Watched::There);
+    }
+
+    /// C79: reports are taken away when it goes, not when its pods stay for another.
+    #[tokio::test]
+    async fn pods_that_outlive_their_daemonset_are_not_about_to_end() {
+        let ending = async |sets: Vec<Option<PartialObjectMeta<DaemonSet>>>| {
+            let presence = Presence::default();
+            sets.iter().for_each(|set| presence.see(set.as_ref()));
+            presence.ending().await
+        };
+        let mut orphaning = set(true);
+        orphaning.metadata.finalizers = Some(vec![ORPHANS.to_owned()]);
+        assert!(!ending(vec![Some(set(false))]).await);
+        assert!(ending(vec![Some(set(false)), None]).await);
+        assert!(ending(vec![Some(set(true))]).await);
+        assert!(!ending(vec![Some(orphaning.clone()), Some(set(true)), None]).await);
+        assert!(ending(vec![Some(orphaning), None, Some(set(false)), None]).await);
     }
 
     /// C79.

@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(outcome, Err(failure(TRY_AGAIN, "the plugin panicked")));
     }
 
-    /// C15, H19: what ends a pod, or asks whether pods may start, never fails for want of an agent or a configuration.
+    /// C15, C19, H19: what ends a pod, or asks whether pods may start, never fails for want of an agent or a configuration.
     #[test]
     fn other_commands_do_nothing() {
         for command in ["CHECK", "DEL", "STATUS", "GC"] {
