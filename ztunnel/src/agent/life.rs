@@ -99,7 +99,7 @@ pub(super) async fn serve(
     agent.work_until(stop).await;
     if let Some(kubernetes) = &mut kubernetes {
         // Meanwhile it goes on: it may be seconds.
-        if agent.work_until(kubernetes.is_for_good(config)).await {
+        if agent.work_until(Box::pin(kubernetes.is_for_good(config))).await {
             kubernetes.leave(config, Some(agent)).await;
         }
     }

@@ -100,7 +100,7 @@ impl World {
         self.tasks.spawn("agent", async move {
             let tasks = Tasks::new("agent");
             let stop = async { drop(stopped.await) };
-            life::serve(&config, None, &tasks, Some(client), stop).await.unwrap();
+            Box::pin(life::serve(&config, None, &tasks, Some(client), stop)).await.unwrap();
             tasks.abort_all();
             assert_eq!(tasks.wait(SOON).await, Waited::Finished);
         });

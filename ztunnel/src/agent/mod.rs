@@ -246,7 +246,7 @@ pub async fn run_until(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tasks = Tasks::new("agent");
-    let outcome = life::serve(&config, filter.as_ref(), &tasks, None, stop).await;
+    let outcome = Box::pin(life::serve(&config, filter.as_ref(), &tasks, None, stop)).await;
     tasks.abort_all();
     outcome
 }
