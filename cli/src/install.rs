@@ -16,7 +16,7 @@ macro_rules! chart {
 }
 
 /// The chart's files. A test holds that none is missing.
-const CHART: [(&str, &str); 19] = chart![
+const CHART: [(&str, &str); 21] = chart![
     ".helmignore",
     "Chart.yaml",
     "values.yaml",
@@ -34,6 +34,8 @@ const CHART: [(&str, &str); 19] = chart![
     "templates/controller.yaml",
     "templates/crds.yaml",
     "templates/gatewayclass.yaml",
+    "templates/network-policy.yaml",
+    "templates/quota.yaml",
     "templates/webhook.yaml",
     "templates/ztunnel.yaml",
 ];

@@ -255,7 +255,7 @@ async fn a_pods_address_changes() {
     world.stop().await;
 }
 
-/// C33, C60, C63, C66, C67: agent and proxy restart in any order. Rules and reports stay, and every proxy is first told of all pods.
+/// C33, C60, C63, C66, C67, C81, H16: agent and proxy restart in any order. Rules and reports stay, and every proxy is first told of all pods.
 #[tokio::test]
 async fn agent_and_proxy_restart_in_any_order() {
     let mut world = World::new();
@@ -389,7 +389,7 @@ async fn pods_that_left_while_no_agent_ran() {
     world.stop().await;
 }
 
-/// C34, trap 5: a namespace that is new, under a pod that is reported enabled: after a reboot, or a sandbox made again while the
+/// C24, C34, trap 5: a namespace that is new, under a pod that is reported enabled: after a reboot, or a sandbox made again while the
 /// agent runs. The report says pending until rules stand and the proxy has the new namespace.
 #[tokio::test]
 async fn a_pod_whose_namespace_is_new_is_enrolled_again() {

@@ -51,7 +51,30 @@ async fn an_agent_shows_what_it_does() {
     assert!(get(world.ports.readiness, "/readyz").await.is_none());
 }
 
-/// C28, differently: rules that cannot be written to a running pod, or a namespace that cannot be opened, make it pending with the reason,
+/// C06: an agent that is told to exclude a namespace takes the pods out that its predecessor enrolled there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_is_excluded_later_leaves() {
+    let mut world = World::new();
+    let (pod, other) = (world.pod("shop", "pod"), world.pod("shop", "other"));
+    world.start();
+    let _proxy = world.proxy().await;
+    world.enabled(&pod).await;
+    world.enabled(&other).await;
+    world.stop().await;
+    world.excluded.push("shop".into());
+    world.start();
+    let _proxy = world.proxy().await;
+    for pod in [&pod, &other] {
+        eventually("it is not reported", || world.report(pod).is_none()).await;
+        eventually("its rules are gone", || {
+            verify(&pod.netns, &RedirectConfig::default()).unwrap() == Verdict::Missing
+        })
+        .await;
+    }
+    world.stop().await;
+}
+
+/// C25, C28, differently: rules that cannot be written to a running pod, or a namespace that cannot be opened, make it pending with the reason,
 /// and are tried again until they are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_that_cannot_be_written_are_tried_again() {

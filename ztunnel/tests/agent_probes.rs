@@ -31,7 +31,7 @@ fn at(ip: &str, ports: &[u16]) -> BTreeSet<SocketAddr> {
     ports.iter().map(|port| SocketAddr::new(ip.parse().unwrap(), *port)).collect()
 }
 
-/// TRAP4, C42, C50, C52, C53: a probe reaches each port that some probe or hook of the pod declares, by number or name, though plaintext is
+/// TRAP4, C42, C50, C52, C53, C54: a probe reaches each port that some probe or hook of the pod declares, by number or name, though plaintext is
 /// refused; another port, user or machine does not. It stays so while the agent restarts, after somebody flushed the node's rules, and
 /// ends with the pod.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

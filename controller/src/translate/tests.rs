@@ -163,6 +163,7 @@ fn pods_and_services() {
     insta::assert_snapshot!(shown(&run(&pods())));
 }
 
+/// C10: and which of them speak HBONE.
 #[test]
 fn which_pods_are_sent_and_healthy() {
     let uid = "Kubernetes//Pod/shop/web-v1";

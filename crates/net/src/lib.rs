@@ -14,6 +14,7 @@
 //! | [`capture`] | counting packets on an interface, for proofs about the wire |
 //! | [`heap`] | the allocator's sampling, for heap profiles |
 //! | [`seqpacket`] | Unix sequenced packets that carry file descriptors |
+//! | [`sysctl`] | settings of a namespace |
 
 mod address;
 mod background;
@@ -30,6 +31,7 @@ mod route;
 pub mod seqpacket;
 pub mod socket;
 mod sys;
+pub mod sysctl;
 
 pub use background::{Background, Stay};
 pub use netns::{NetNs, NetNsId};

@@ -299,7 +299,7 @@ fn state(ns: &NetNs) -> String {
     ["rule", "-6 rule", "route show table all", "-6 route show table all"].map(|a| ip(ns, a)).join("\n")
 }
 
-/// C39, C47, C49.
+/// C39, C47, C49, C57: in one transaction, and in one table unlike the last.
 #[tokio::test]
 async fn removal_leaves_nothing_and_both_ways_are_idempotent() {
     let world = World::new();

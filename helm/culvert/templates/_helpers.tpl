@@ -37,3 +37,17 @@ imagePullSecrets:
   value: {{ $value | quote }}
 {{- end }}
 {{- end }}
+
+{{/* A directory of the node: as given, or where the platform has it. */}}
+{{- define "culvert.nodeDir" -}}
+{{- $usual := dict "cniBinDir" "/opt/cni/bin" "cniConfDir" "/etc/cni/net.d" "cniNetnsDir" "/var/run/netns" }}
+{{- $platforms := dict
+  "gke" (dict "cniBinDir" "/home/kubernetes/bin")
+  "k3d" (dict "cniBinDir" "/bin" "cniConfDir" "/var/lib/rancher/k3s/agent/etc/cni/net.d")
+  "k3s" (dict "cniBinDir" "/var/lib/rancher/k3s/data/cni" "cniConfDir" "/var/lib/rancher/k3s/agent/etc/cni/net.d")
+  "microk8s" (dict "cniBinDir" "/var/snap/microk8s/current/opt/cni/bin" "cniConfDir" "/var/snap/microk8s/current/args/cni-network")
+  "minikube" (dict "cniNetnsDir" "/var/run/docker/netns")
+}}
+{{- $platform := get $platforms .root.Values.agent.platform | default dict }}
+{{- get .root.Values.agent .key | default (get $platform .key) | default (get $usual .key) }}
+{{- end }}

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use culvert_runtime::tasks::Tasks;
@@ -22,12 +22,15 @@ use crate::cni::{AddRequest, ENROL, MAX_REQUEST, PATH};
 const WAITING: usize = 256;
 /// A request comes in one piece.
 const READ: Duration = Duration::from_secs(5);
+/// A pod that may start waits so long for its report to be written: when it is ready, peers know that it speaks HBONE. An API server that is
+/// away keeps nobody from starting.
+const REPORT: Duration = Duration::from_secs(2);
 
 /// A pod that may not start yet.
 #[derive(Debug)]
 pub struct Waiter {
     pod: Announced,
-    until: Instant,
+    since: Instant,
     answer: oneshot::Sender<Result<(), String>>,
 }
 
@@ -36,14 +39,20 @@ pub struct Waiter {
 pub struct Waiters {
     arrivals: mpsc::Receiver<Waiter>,
     waiting: Vec<Waiter>,
+    host_proc: PathBuf,
 }
 
 impl Waiters {
-    /// Listens; only the node's root may connect.
+    /// Listens; only the node's root may connect. `host_proc` is where the node's proc file system is.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(socket: &Path, tasks: &Tasks, metrics: &AgentMetrics) -> io::Result<Self> {
+    pub fn listen(
+        socket: &Path,
+        host_proc: &Path,
+        tasks: &Tasks,
+        metrics: &AgentMetrics,
+    ) -> io::Result<Self> {
         if let Some(dir) = socket.parent() {
             std::fs::create_dir_all(dir)?;
         }
@@ -55,12 +64,12 @@ impl Waiters {
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
         let (queue, arrivals) = mpsc::channel(WAITING);
         tasks.spawn("plugin accept", accept(listener, queue, tasks.clone(), metrics.clone()));
-        Ok(Self { arrivals, waiting: Vec::new() })
+        Ok(Self { arrivals, waiting: Vec::new(), host_proc: host_proc.to_owned() })
     }
 
     /// Nobody ever asks.
     pub fn none() -> Self {
-        Self { arrivals: mpsc::channel(1).1, waiting: Vec::new() }
+        Self { arrivals: mpsc::channel(1).1, waiting: Vec::new(), host_proc: PathBuf::new() }
     }
 
     /// Resolves when a pod arrived.
@@ -69,9 +78,14 @@ impl Waiters {
             return std::future::pending().await;
         }
         match self.arrivals.recv().await {
-            Some(waiter) => self.waiting.push(waiter),
+            Some(waiter) => self.admit(waiter),
             None => std::future::pending().await,
         }
+    }
+
+    fn admit(&mut self, mut waiter: Waiter) {
+        waiter.pod.netns = as_seen_here(waiter.pod.netns, &self.host_proc);
+        self.waiting.push(waiter);
     }
 
     /// Before a pass: what was announced is taken in.
@@ -79,7 +93,7 @@ impl Waiters {
         while self.waiting.len() < WAITING
             && let Ok(waiter) = self.arrivals.try_recv()
         {
-            self.waiting.push(waiter);
+            self.admit(waiter);
         }
         for waiter in &self.waiting {
             source.announce(&waiter.pod);
@@ -89,16 +103,26 @@ impl Waiters {
     /// After a pass over `view`: whoever may start is told, and whoever waited too long that it may not.
     pub fn answer<R: Rules>(&mut self, source: &mut Source, view: &View, enroller: &Enroller<R>) {
         for waiter in std::mem::take(&mut self.waiting) {
+            let waited = waiter.since.elapsed();
             let verdict = match source.announce(&waiter.pod) {
                 None => Err("no such pod of this node is known to the API server"),
-                Some(uid) => may_start(&uid, &waiter.pod.netns, view, enroller.progress(&uid)),
+                Some(uid) => may_start(&uid, &waiter.pod.netns, view, enroller.progress(&uid))
+                    .and_then(|()| is_reported(waited, enroller.reports().is_said(&uid))),
             };
             match verdict {
-                Err(_) if Instant::now() < waiter.until => self.waiting.push(waiter),
+                Err(_) if waited < ENROL => self.waiting.push(waiter),
                 // Who has hung up is not told.
                 verdict => drop(waiter.answer.send(verdict.map_err(str::to_owned))),
             }
         }
+    }
+}
+
+/// Some runtimes name a pod's namespace by a process in it, on the node.
+fn as_seen_here(netns: PathBuf, host_proc: &Path) -> PathBuf {
+    match netns.strip_prefix("/proc") {
+        Ok(of_process) => host_proc.join(of_process),
+        Err(_) => netns,
     }
 }
 
@@ -113,6 +137,10 @@ fn may_start(uid: &str, netns: &Path, view: &View, progress: Option<&Enrolled>) 
         Some(it) if !it.acknowledged => Err("no proxy has acknowledged it"),
         Some(_) => Ok(()),
     }
+}
+
+fn is_reported(waited: Duration, said: bool) -> Result<(), &'static str> {
+    if said || waited >= REPORT { Ok(()) } else { Err("its report is not written yet") }
 }
 
 async fn accept(listener: UnixListener, queue: mpsc::Sender<Waiter>, tasks: Tasks, metrics: AgentMetrics) {
@@ -164,7 +192,7 @@ async fn enrolled(request: AddRequest, queue: &mpsc::Sender<Waiter>) -> Result<(
         ips: request.ips,
     };
     let (answer, answered) = oneshot::channel();
-    let waiter = Waiter { pod, until: Instant::now() + ENROL, answer };
+    let waiter = Waiter { pod, since: Instant::now(), answer };
     queue.try_send(waiter).map_err(|_| "too many pods start at once".to_owned())?;
     let outcome = answered.await.unwrap_or_else(|_| Err("the agent ends".to_owned()));
     if let Err(why) = &outcome {
@@ -222,9 +250,25 @@ mod tests {
         let netns = Path::new("/run/netns/x");
         let mut view = View { complete: true, ..View::default() };
         assert!(may_start("a", netns, &view, None).is_err());
-        view.others.push(Other { uid: "a".into(), netns: netns.into() });
+        view.others.push(Other { uid: "a".into(), netns: netns.into(), excluded: false });
         assert_eq!(may_start("a", netns, &view, None), Ok(()));
         assert!(may_start("b", netns, &view, None).is_err());
+    }
+
+    /// C31: peers know of it before it is ready, as far as that does not depend on an API server that is away.
+    #[test]
+    fn a_pod_waits_for_its_report_but_not_for_ever() {
+        assert_eq!(is_reported(Duration::ZERO, true), Ok(()));
+        assert!(is_reported(REPORT / 2, false).is_err());
+        assert_eq!(is_reported(REPORT, false), Ok(()));
+    }
+
+    /// C16: a runtime without mounted namespaces.
+    #[test]
+    fn a_namespace_named_by_a_process_is_looked_up_in_the_nodes_proc() {
+        let seen = |path: &str| as_seen_here(path.into(), Path::new("/host/proc"));
+        assert_eq!(seen("/proc/42/ns/net"), Path::new("/host/proc/42/ns/net"));
+        assert_eq!(seen("/var/run/netns/cni-1"), Path::new("/var/run/netns/cni-1"));
     }
 
     /// C16, C17, C22.
@@ -233,7 +277,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/s");
         let tasks = Tasks::new("test");
-        let mut waiters = Waiters::listen(&socket, &tasks, &AgentMetrics::unread()).unwrap();
+        let mut waiters =
+            Waiters::listen(&socket, Path::new("/host/proc"), &tasks, &AgentMetrics::unread()).unwrap();
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         for (verdict, code) in [(Ok(()), "200"), (Err("no proxy".to_owned()), "503")] {

@@ -154,8 +154,8 @@ async fn ten_thousand_pods_leave_nothing_behind() {
     let view = |desired: &[(usize, Desired)]| View {
         probed: desired.iter().map(|(i, pod)| (pod.uid.clone(), BTreeSet::from([address(*i)]))).collect(),
         desired: desired.iter().map(|(_, pod)| pod.clone()).collect(),
-        others: Vec::new(),
         complete: true,
+        ..View::default()
     };
     let reports = || fs::read_dir(dir.path().join("redirection")).unwrap().count();
     let probed = || rules.inner.lock().probed.len();

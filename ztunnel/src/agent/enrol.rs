@@ -39,6 +39,8 @@ pub struct Enroller<R> {
     namespaces: BTreeMap<String, Arc<NetNs>>,
     /// Running pods that left: the proxy serves what still comes to them until then.
     leaving: Vec<(Instant, String)>,
+    /// Pods that should be enrolled and whose namespace is not found.
+    missing: BTreeSet<String>,
     /// What a predecessor left behind is settled.
     settled: bool,
     looked: Option<Instant>,
@@ -59,6 +61,7 @@ impl<R: Rules> Enroller<R> {
             enrolled: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             leaving: Vec::new(),
+            missing: BTreeSet::new(),
             settled: false,
             looked: None,
             session: 0,
@@ -101,6 +104,7 @@ impl<R: Rules> Enroller<R> {
         if !self.settled {
             self.settled = self.settle(view);
         }
+        self.miss(view);
         if self.settled {
             self.probed_before.clear();
         }
@@ -120,7 +124,7 @@ impl<R: Rules> Enroller<R> {
 
     fn count(&self) {
         let done = self.enrolled.values().filter(|it| it.rules_installed && it.acknowledged).count();
-        self.metrics.pods(done, self.enrolled.len() - done);
+        self.metrics.pods(done, self.enrolled.len() - done + self.missing.len());
         let wrong = self.enrolled.values().filter(|it| it.pod.problem.is_some()).count();
         self.metrics.wrong_annotations.set(wrong as i64);
         self.metrics.beat();
@@ -300,6 +304,19 @@ impl<R: Rules> Enroller<R> {
         }
     }
 
+    /// A pod of which no namespace is found would stay outside in silence.
+    fn miss(&mut self, view: &View) {
+        let missing: BTreeSet<String> = view.unfound.iter().map(|pod| pod.uid.clone()).collect();
+        for pod in &view.unfound {
+            tracing::debug!(pod = pod.name, uid = pod.uid, "a pod's network namespace is not found");
+            self.reports.trouble(&pod.uid, Some("its network namespace is not found on the node"));
+        }
+        for found in self.missing.difference(&missing) {
+            self.reports.trouble(found, None);
+        }
+        self.missing = missing;
+    }
+
     /// What a predecessor left of pods that should not be enrolled: first its report goes, then the rules (C32). The proxy drops
     /// the pod because the snapshot does not name it (C67). Nothing is touched while it is not known which pods should be.
     fn settle(&self, view: &View) -> bool {
@@ -311,7 +328,11 @@ impl<R: Rules> Enroller<R> {
         }
         for uid in self.reports.reported() {
             if !view.desired.iter().any(|pod| pod.uid == uid) {
-                tracing::info!(uid, "report of a pod that should not be enrolled, or is gone");
+                if view.others.iter().any(|other| other.uid == uid && other.excluded) {
+                    tracing::warn!(uid, "the pod's namespace is excluded now: it leaves the mesh");
+                } else {
+                    tracing::info!(uid, "report of a pod that should not be enrolled, or is gone");
+                }
                 match self.reports.clear(&uid) {
                     Ok(true) => {}
                     Ok(false) => return false,
@@ -357,16 +378,33 @@ impl<R: Rules> Enroller<R> {
         self.enrolled.is_empty() && self.leaving.is_empty()
     }
 
-    /// Takes every rule away at once, whatever is reported: nobody will come back to do it.
-    pub async fn abandon(&mut self) {
-        for uid in self.namespaces.keys().cloned().collect::<Vec<_>>() {
-            self.enrolled.remove(&uid);
-            let Some(netns) = self.forget(&uid).await else { continue };
-            if let Err(error) = self.rules.remove(&netns) {
+    /// Takes every rule away at once, whatever is reported: nobody will come back to do it. Proxies are told for so long.
+    pub async fn abandon(&mut self, patience: Duration) {
+        let left = std::mem::take(&mut self.namespaces);
+        for (uid, netns) in &left {
+            self.rules.release(uid);
+            if let Err(error) = self.rules.remove(netns) {
                 tracing::warn!(uid, %error, "rules cannot be removed");
             }
         }
+        self.enrolled.clear();
         self.leaving.clear();
+        self.probed.clear();
+        self.probed_before.clear();
+        self.allow_probes(true);
+        let told = async {
+            for uid in left.keys() {
+                self.zds.del(uid).await;
+            }
+        };
+        if tokio::time::timeout(patience, told).await.is_err() {
+            tracing::warn!("a proxy has not taken in that every pod left");
+        }
+    }
+
+    /// Where it reports to.
+    pub fn reports(&self) -> &Reports {
+        &self.reports
     }
 
     /// Entries of each table: enrolled, namespaces, leaving, probed.

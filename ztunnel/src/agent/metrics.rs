@@ -189,3 +189,34 @@ impl AgentMetrics {
         Self::new(&mut Registry::default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C71, C77: the names that dashboards ask for.
+    #[test]
+    fn metrics_have_the_names_of_the_field() {
+        let mut registry = Registry::default();
+        let metrics = AgentMetrics::new(&mut registry);
+        metrics.reconciled(Event::add);
+        metrics.plugin_answered(200);
+        metrics.plugin_answered(503);
+        metrics.installed(true);
+        metrics.installed(false);
+        metrics.install_ready(true);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "nodeagent_reconcile_events_total{type=\"add\"} 1",
+            "istio_cni_plugin_requests_total{response_code=\"200\"} 1",
+            "istio_cni_plugin_requests_total{response_code=\"503\"} 1",
+            "istio_cni_installs_total{result=\"SUCCESS\"} 1",
+            "istio_cni_installs_total{result=\"FAILURE\"} 1",
+            "istio_cni_install_ready 1",
+            "ztunnel_connected 0",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -4,21 +4,33 @@
 //! `source` says what should be (`exclusions` reads annotations), `plan` compares it with what is (pure), `enrol` does it,
 //! `attest` keeps rules in force, `zds` talks to the proxy, `report` tells the control plane, `metrics` and `admin` tell people.
 //! In Kubernetes `announce` hears the CNI plugin, which `install` puts on the node (`conflist` is the pure part), `annotate` writes
-//! reports, and `leave` takes everything away at the end.
+//! reports and `events`, `presence` watches whether another agent comes, and `leave` takes everything away if none does. `life` puts it
+//! all together.
 
 mod admin;
 mod annotate;
 mod announce;
 mod attest;
 #[cfg(test)]
+mod chart_tests;
+#[cfg(test)]
 mod churn_tests;
 mod conflist;
 mod enrol;
+mod events;
 mod exclusions;
+#[cfg(test)]
+mod fake_api;
 mod install;
 mod leave;
+#[cfg(test)]
+mod leave_tests;
+mod life;
+#[cfg(test)]
+mod life_tests;
 mod metrics;
 mod plan;
+mod presence;
 mod report;
 mod source;
 mod zds;
@@ -26,28 +38,19 @@ mod zds;
 mod zds_tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
-use culvert_k8s_api::enrolment::Settings;
+use culvert_k8s_api::enrolment::{EnablementSelectors, Settings};
 use culvert_net::netns::NetNs;
-use culvert_net::seqpacket::SeqPacketListener;
-use culvert_runtime::drain;
-use culvert_runtime::metrics::Metrics as Registry;
-use culvert_runtime::readiness::Readiness;
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::telemetry::FilterHandle;
 
 pub use admin::AgentPorts;
+#[cfg(test)]
+pub(crate) use install::OWN_PODS;
 pub use metrics::AgentMetrics;
 pub use plan::{Action, Desired, Enrolled, plan};
 pub use zds::{AddError, Sessions, ZdsServer};
-
-/// Rules and registrations are compared with what should be at least this often, whatever notifications say.
-const RESYNC: Duration = Duration::from_secs(2);
-/// Changes of files come in bursts: one pass serves those that arrive so close together.
-const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// Enrols the node's pods.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,6 +80,9 @@ pub struct AgentConfig {
     /// Namespaces whose pods never join (C06).
     #[arg(long, value_delimiter = ',', default_value = "kube-system")]
     pub exclude_namespaces: Vec<String>,
+    /// Which pods join, in place of ambient's labels: a list of pairs of podSelector and namespaceSelector in JSON (C02).
+    #[arg(long, default_value = "[]")]
+    pub enablement_selectors: EnablementSelectors,
     /// Whether pods' DNS goes to the proxy, where a pod does not say (C11).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
@@ -113,6 +119,12 @@ pub struct KubernetesConfig {
     /// Namespace of the mesh's own pods.
     #[arg(long, env = "POD_NAMESPACE", default_value = "culvert-system")]
     pub system_namespace: String,
+    /// The node's `/proc/sys/net`, writable; a container's own is not.
+    #[arg(long, default_value = "/host/sysctl/net")]
+    pub sysctl_dir: PathBuf,
+    /// The node's directory of network namespaces, by the same path here and on the node.
+    #[arg(long, default_value = "/var/run/netns")]
+    pub netns_dir: PathBuf,
     /// The agent's DaemonSet: when it is gone, so is everything that the agent put on the node.
     #[arg(long, default_value = "culvert-agent")]
     pub daemonset: String,
@@ -140,6 +152,8 @@ impl Default for KubernetesConfig {
     fn default() -> Self {
         Self {
             host_proc: "/host/proc".into(),
+            sysctl_dir: "/host/sysctl/net".into(),
+            netns_dir: "/var/run/netns".into(),
             system_namespace: "culvert-system".into(),
             daemonset: "culvert-agent".into(),
             cni_bin_dir: "/opt/cni/bin".into(),
@@ -160,6 +174,18 @@ impl KubernetesConfig {
 }
 
 impl AgentConfig {
+    /// On which, besides labels, it depends whether a pod joins.
+    fn settings(&self) -> Settings {
+        Settings {
+            excluded_namespaces: self.exclude_namespaces.clone(),
+            system_namespace: match self.in_kubernetes() {
+                true => self.kubernetes.system_namespace.clone(),
+                false => Settings::default().system_namespace,
+            },
+            enablement: self.enablement_selectors.clone(),
+        }
+    }
+
     fn in_kubernetes(&self) -> bool {
         self.source == SourceKind::Kubernetes
     }
@@ -220,114 +246,7 @@ pub async fn run_until(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tasks = Tasks::new("agent");
-    let outcome = serve(&config, filter.as_ref(), &tasks, stop).await;
+    let outcome = Box::pin(life::serve(&config, filter.as_ref(), &tasks, None, stop)).await;
     tasks.abort_all();
     outcome
-}
-
-async fn serve(
-    config: &AgentConfig,
-    filter: Option<&FilterHandle>,
-    tasks: &Tasks,
-    stop: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    let registry = Registry::for_process("agent", env!("CARGO_PKG_VERSION"));
-    let metrics = registry.register(AgentMetrics::new);
-    let readiness = Readiness::new();
-    let starting = readiness.register("what was enrolled before is found again");
-    let (_alive, drain) = drain::channel();
-    admin::serve(tasks, &config.ports, &registry, &metrics, &readiness, filter, &drain)?;
-    let socket = config.socket()?;
-    let Opened { mut source, reports, client } = open(config, tasks).await?;
-    let listener =
-        SeqPacketListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-    let zds = ZdsServer::new(tasks.clone(), metrics.clone());
-    let node = config.node_netns().context("opening the node's namespace")?;
-    let sentry = attest::Sentry::new(node, config.kubelet(), metrics.clone(), tasks.clone())
-        .context("starting to attest")?;
-    let alarm = sentry.alarm();
-    let mut enroller = enrol::Enroller::new(sentry.clone(), zds.clone(), reports, metrics.clone());
-
-    // What was enrolled before this agent started is found again before the proxy is told anything: the first snapshot
-    // must not make it drop a pod that runs.
-    enroller.pass(&source.view()?).await;
-    sentry.release_strangers();
-    tasks.spawn("zds accept", zds.clone().serve(listener));
-    let mut waiters = announce::Waiters::none();
-    let mut installer = None;
-    if config.in_kubernetes() {
-        let socket = config.kubernetes.event_socket();
-        waiters = announce::Waiters::listen(&socket, tasks, &metrics)
-            .with_context(|| format!("listening on {}", socket.display()))?;
-        let plugin = install::Installer::new(&config.kubernetes, &config.exclude_namespaces)?;
-        let pending = readiness.register("the CNI plugin is installed");
-        let task = tasks.spawn("install", plugin.clone().run(pending, metrics.clone()));
-        installer = Some((plugin, task));
-    }
-    starting.done();
-    tracing::info!(node = %config.node, socket = %socket.display(), "agent is ready");
-
-    let mut sessions = zds.sessions();
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => break,
-            () = source.changed() => tokio::time::sleep(DEBOUNCE).await,
-            () = waiters.arrival() => {}
-            _ = sessions.changed() => {}
-            () = alarm.notified() => {}
-            () = tokio::time::sleep(RESYNC) => {}
-        }
-        metrics.beat();
-        waiters.announce(&mut source);
-        match source.view() {
-            Ok(view) => {
-                enroller.pass(&view).await;
-                waiters.answer(&mut source, &view, &enroller);
-            }
-            // What should be is not known: what is stays, rather than un-enrolling everyone.
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "pods cannot be listed"),
-        }
-    }
-    if let (Some(client), Some((installer, task))) = (client, installer)
-        && leave::is_for_good(&client, &config.kubernetes).await
-    {
-        task.abort();
-        installer.remove();
-        leave::release_all(&mut enroller, &mut source).await;
-    }
-    Ok(())
-}
-
-struct Opened {
-    source: source::Source,
-    reports: report::Reports,
-    client: Option<kube::Client>,
-}
-
-/// Returns when it is known what pods there are.
-async fn open(config: &AgentConfig, tasks: &Tasks) -> anyhow::Result<Opened> {
-    if !config.in_kubernetes() {
-        let source = source::DirectorySource::open(config).context("reading what pods there are")?;
-        let reports = report::Reports::open(&config.node_dir()?)?;
-        return Ok(Opened { source: source::Source::Directory(Box::new(source)), reports, client: None });
-    }
-    let client = kube::Client::try_default().await.context("finding the API server")?;
-    let cluster = source::Cluster::watch(&client, &config.node, tasks);
-    let settings = Settings {
-        excluded_namespaces: config.exclude_namespaces.clone(),
-        system_namespace: config.kubernetes.system_namespace.clone(),
-    };
-    while cluster.snapshot().is_none() {
-        cluster.changed.notified().await;
-    }
-    let annotations = annotate::Annotations::new(cluster.clone());
-    tasks.spawn("annotate", Arc::clone(&annotations).run(client.clone()));
-    let host_proc = config.kubernetes.host_proc.clone();
-    let source = source::KubernetesSource::new(cluster, settings, config.dns_capture, host_proc);
-    Ok(Opened {
-        source: source::Source::Kubernetes(Box::new(source)),
-        reports: report::Reports::Annotations(annotations),
-        client: Some(client),
-    })
 }

@@ -131,7 +131,7 @@ mod tests {
     }
 
     proptest! {
-        /// One pass reaches what is desired, and a second has nothing left to change.
+        /// C24, differently: one pass reaches what is desired, and a second has nothing left to change.
         #[test]
         fn a_pass_converges(
             before in prop::collection::btree_map(0u8..6, (0u8..3, any::<bool>(), any::<bool>()), 0..6),

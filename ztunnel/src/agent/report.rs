@@ -43,8 +43,25 @@ impl Reports {
             Self::Files(files) => files.set(uid, status),
             Self::Annotations(annotations) => {
                 annotations.set(uid, Some(status.redirection));
+                annotations.trouble(uid, status.error.as_deref());
                 Ok(())
             }
+        }
+    }
+
+    /// What keeps a pod from being reported at all; `None` when that is over.
+    pub fn trouble(&self, uid: &str, why: Option<&str>) {
+        match self {
+            Self::Files(_) => {}
+            Self::Annotations(annotations) => annotations.trouble(uid, why),
+        }
+    }
+
+    /// Nobody comes after this agent: what may not be written any more is left as it is.
+    pub fn leaving(&self) {
+        match self {
+            Self::Files(_) => {}
+            Self::Annotations(annotations) => annotations.leaving(),
         }
     }
 
@@ -56,6 +73,14 @@ impl Reports {
         match self {
             Self::Files(files) => files.clear(uid).map(|()| true),
             Self::Annotations(annotations) => Ok(annotations.clear(uid)),
+        }
+    }
+
+    /// Nothing is waiting to be said of this pod.
+    pub fn is_said(&self, uid: &str) -> bool {
+        match self {
+            Self::Files(_) => true,
+            Self::Annotations(annotations) => annotations.is_said(uid),
         }
     }
 

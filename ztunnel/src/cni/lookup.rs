@@ -12,26 +12,15 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-/// One question to the API server.
+/// Both questions to the API server.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Tries in all, [`PAUSE`] apart: 29 s at most. Kubelet makes another sandbox afterwards.
-const TRIES: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the pod joins.
 pub fn joins(kubeconfig: &Path, settings: &Settings, namespace: &str, name: &str) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut left = TRIES;
-        loop {
-            left -= 1;
-            let answer = tokio::time::timeout(PATIENCE, decide(kubeconfig, settings, namespace, name)).await;
-            match answer.context("no answer in time").flatten() {
-                Ok(joins) => return Ok(joins),
-                Err(error) if left == 0 => return Err(error),
-                Err(_) => tokio::time::sleep(PAUSE).await,
-            }
-        }
+        let answer = tokio::time::timeout(PATIENCE, decide(kubeconfig, settings, namespace, name)).await;
+        answer.context("no answer in time").flatten()
     })
 }
 

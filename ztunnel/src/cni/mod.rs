@@ -2,6 +2,7 @@
 //! lets the pod start only when its traffic is the mesh's, or when it is certain that it should not be.
 
 mod ask;
+mod log;
 mod lookup;
 mod plugin;
 
@@ -9,13 +10,22 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use culvert_k8s_api::enrolment::EnablementSelectors;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{MAX_REPLY, MAX_REQUEST, PATH};
+pub use log::files as log_files;
+#[cfg(test)]
+pub(crate) use lookup::joins;
+#[cfg(test)]
+pub(crate) use plugin::execute;
 pub use plugin::{Invocation, run};
 
 /// The plugin's name: of its file, and its `type` in a configuration.
 pub const PLUGIN: &str = "culvert-cni";
+/// How long a pod waits for an agent that is away, and for the API server in its place. With one last answer of the agent and of the API server
+/// the plugin takes about a minute at most, and kubelet gives a sandbox four. It makes another one afterwards.
+pub const AWAY: Duration = Duration::from_secs(30);
 /// How long the agent may take to have a pod enrolled; the plugin waits a little longer for its answer. Kubelet gives a sandbox minutes.
 pub const ENROL: Duration = Duration::from_secs(15);
 
@@ -50,6 +60,9 @@ pub struct PluginConfig {
     pub kubeconfig: PathBuf,
     /// Namespaces whose pods never join (C06).
     pub exclude_namespaces: Vec<String>,
+    /// Which pods join, in place of ambient's labels (C02).
+    #[serde(default, skip_serializing_if = "EnablementSelectors::is_empty")]
+    pub enablement_selectors: EnablementSelectors,
     /// Where the mesh's own pods are.
     pub system_namespace: String,
     /// Names of pods there begin with one of these: they always start, or a node could not come back after a reboot (C19).

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use culvert_k8s_api::enrolment::Settings;
@@ -12,11 +13,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::ask::{AskError, ask};
-use super::lookup;
-use super::{AddRequest, PluginConfig};
+use super::{AWAY, AddRequest, PluginConfig, log, lookup};
 
 /// Versions of the specification that are understood.
 const VERSIONS: [&str; 5] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0", "0.3.0"];
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a configuration with a former result: some KiB.
 const MAX_CONFIG: u64 = 1024 * 1024;
 
@@ -52,8 +54,9 @@ struct Input {
     plugin: PluginConfig,
 }
 
+/// Why it did not succeed.
 #[derive(Debug, PartialEq)]
-struct Failure {
+pub struct Failure {
     code: u32,
     message: String,
 }
@@ -81,8 +84,7 @@ pub fn run(invocation: &Invocation) -> ExitCode {
     let mut text = String::new();
     let read = std::io::stdin().take(MAX_CONFIG).read_to_string(&mut text);
     let outcome = match read {
-        Ok(_) => catch_unwind(AssertUnwindSafe(|| execute(invocation, &text)))
-            .unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked"))),
+        Ok(_) => shielded(|| execute(invocation, &text)),
         Err(error) => Err(failure(DECODING, format!("configuration cannot be read: {error}"))),
     };
     let (output, code) = match outcome {
@@ -91,6 +93,10 @@ pub fn run(invocation: &Invocation) -> ExitCode {
     };
     let written = output.map(|it| std::io::stdout().write_all(it.to_string().as_bytes()));
     if written.is_some_and(|it| it.is_err()) { ExitCode::FAILURE } else { code }
+}
+
+fn shielded<T>(command: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Err(failure(TRY_AGAIN, "the plugin panicked")))
 }
 
 impl Failure {
@@ -103,22 +109,24 @@ impl Failure {
     }
 }
 
-fn execute(invocation: &Invocation, text: &str) -> Result<Option<Value>, Failure> {
+/// One command.
+pub fn execute(invocation: &Invocation, text: &str) -> Result<Option<Value>, Failure> {
     match invocation.command.as_deref() {
         Some("VERSION") => Ok(Some(json!({"cniVersion": "1.1.0", "supportedVersions": VERSIONS}))),
-        // Rules end with the namespace they are in, and the agent learns of the rest by itself.
+        // Rules end with the namespace they are in, and the agent learns of the rest by itself. STATUS too: a runtime that hears
+        // "not available" starts no pod, not even the agent's (C19).
         Some("CHECK" | "DEL" | "STATUS" | "GC") => Ok(None),
         Some("ADD") => {
             let input: Input = serde_json::from_str(text)
                 .map_err(|error| failure(DECODING, format!("configuration cannot be read: {error}")))?;
-            add(invocation, input).map(Some)
+            add(invocation, input, AWAY).map(Some)
         }
         other => Err(failure(ENVIRONMENT, format!("CNI_COMMAND is {:?}", other.unwrap_or_default()))),
     }
 }
 
 /// The former result is given on as it came (C15).
-fn add(invocation: &Invocation, input: Input) -> Result<Value, Failure> {
+fn add(invocation: &Invocation, input: Input, patience: Duration) -> Result<Value, Failure> {
     if !VERSIONS.contains(&input.cni_version.as_str()) {
         return Err(failure(
             UNSUPPORTED,
@@ -147,12 +155,31 @@ fn add(invocation: &Invocation, input: Input) -> Result<Value, Failure> {
         ips: addresses(&result),
         pod_uid: invocation.arg("K8S_POD_UID").map(str::to_owned),
     };
-    match ask(&config.event_socket, &request) {
-        Ok(()) => Ok(result),
-        Err(away @ (AskError::Away(_) | AskError::Lost(_))) => {
-            without_agent(config, &request, &away).map(|()| result)
+    let begun = Instant::now();
+    let admitted = admit(config, &request, patience);
+    log::write(
+        &config.event_socket,
+        &request,
+        begun.elapsed(),
+        admitted.as_ref().err().map(|it| &*it.message),
+    );
+    admitted.map(|()| result)
+}
+
+/// An agent that is away is waited for: pods of a node that comes up start as soon as it is there.
+fn admit(config: &PluginConfig, request: &AddRequest, patience: Duration) -> Result<(), Failure> {
+    let until = Instant::now() + patience;
+    loop {
+        let why = match ask(&config.event_socket, request) {
+            Ok(()) => return Ok(()),
+            Err(refused @ AskError::Refused(_)) => return Err(failure(TRY_AGAIN, refused.to_string())),
+            Err(away @ (AskError::Away(_) | AskError::Lost(_))) => without_agent(config, request, &away),
+        };
+        match why {
+            None => return Ok(()),
+            Some(why) if Instant::now() >= until => return Err(failure(TRY_AGAIN, why)),
+            Some(_) => std::thread::sleep(PAUSE.min(patience)),
         }
-        Err(refused) => Err(failure(TRY_AGAIN, refused.to_string())),
     }
 }
 
@@ -163,18 +190,20 @@ fn always_passes(config: &PluginConfig, namespace: &str, name: &str) -> bool {
     own || config.exclude_namespaces.iter().any(|excluded| excluded == namespace)
 }
 
-/// Only a pod that certainly stays outside starts.
-fn without_agent(config: &PluginConfig, request: &AddRequest, away: &AskError) -> Result<(), Failure> {
+/// Why a pod may not start; `None` only for one that certainly stays outside.
+fn without_agent(config: &PluginConfig, request: &AddRequest, away: &AskError) -> Option<String> {
     let settings = Settings {
         excluded_namespaces: config.exclude_namespaces.clone(),
         system_namespace: config.system_namespace.clone(),
+        enablement: config.enablement_selectors.clone(),
     };
     match lookup::joins(&config.kubeconfig, &settings, &request.pod_namespace, &request.pod_name) {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(failure(TRY_AGAIN, format!("the pod is to be enrolled, and {away}"))),
-        Err(error) => Err(failure(
-            TRY_AGAIN,
-            format!("{away}; whether the pod is to be enrolled cannot be known: {error:#}"),
+        Ok(false) => None,
+        Ok(true) => Some(format!("the pod is to be enrolled, and {away}")),
+        Err(error) => Some(format!(
+            "{away}; whether the pod is to be enrolled cannot be known: {error:#}. If the mesh was uninstalled while this node was down, \
+             take {} out of its CNI configuration",
+            super::PLUGIN
         )),
     }
 }
@@ -210,7 +239,7 @@ mod tests {
     fn config(dir: &Path, prev_result: Option<Value>) -> String {
         json!({"cniVersion": "1.0.0", "name": "k", "type": "culvert-cni", "eventSocket": dir.join("s"),
                "kubeconfig": dir.join("none"), "excludeNamespaces": ["kube-system"],
-               "systemNamespace": "culvert-system", "ownPods": ["culvert-agent-", "ztunnel-"], "prevResult": prev_result})
+               "systemNamespace": "culvert-system", "ownPods": crate::agent::OWN_PODS, "prevResult": prev_result})
         .to_string()
     }
 
@@ -268,14 +297,38 @@ mod tests {
     fn a_pod_of_which_nothing_can_be_known_does_not_start() {
         let dir = tempfile::tempdir().unwrap();
         let text = config(dir.path(), Some(result()));
-        let error = execute(&invocation("ADD", "shop", "a"), &text).unwrap_err();
+        let input = serde_json::from_str(&text).unwrap();
+        let error = add(&invocation("ADD", "shop", "a"), input, Duration::ZERO).unwrap_err();
         assert_eq!(error.code, TRY_AGAIN);
         let json = error.to_json(&text);
         assert!(json["details"].as_str().unwrap().contains("cannot be known"), "{json}");
         assert_eq!(json["cniVersion"], "1.0.0");
     }
 
-    /// C06, C19.
+    /// C17, R06: after a reboot pods are there before the agent, and its socket of before may be too.
+    #[test]
+    fn a_pod_waits_for_an_agent_that_is_on_its_way() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(UnixListener::bind(dir.path().join("s")).unwrap());
+        let text = config(dir.path(), Some(result()));
+        let pod = std::thread::spawn(move || {
+            let input = serde_json::from_str(&text).unwrap();
+            add(&invocation("ADD", "shop", "a"), input, Duration::from_secs(30))
+        });
+        let log = dir.path().join("culvert-cni.log");
+        std::fs::remove_file(dir.path().join("s")).unwrap();
+        let asked = agent(dir.path(), "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(pod.join().unwrap(), Ok(result()));
+        asked.join().unwrap();
+        // C20.
+        let line: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+        assert_eq!(
+            (&line["pod"], &line["namespace"], &line["outcome"]),
+            (&json!("a"), &json!("shop"), &json!("starts"))
+        );
+    }
+
+    /// C06, C19, R06.
     #[test]
     fn what_the_mesh_runs_on_always_starts() {
         let dir = tempfile::tempdir().unwrap();
@@ -283,6 +336,7 @@ mod tests {
             ("kube-system", "coredns-1"),
             ("culvert-system", "culvert-agent-x"),
             ("culvert-system", "ztunnel-y"),
+            ("culvert-system", "culvert-controller-z"),
         ] {
             let given = execute(&invocation("ADD", namespace, name), &config(dir.path(), Some(result())));
             assert_eq!(given, Ok(Some(result())), "{namespace}/{name}");
@@ -293,14 +347,23 @@ mod tests {
         assert!(!always_passes(&config, "shop", "ztunnel-y"));
     }
 
-    /// C15.
+    /// C20.
+    #[test]
+    fn a_panic_is_an_error_like_any_other() {
+        let outcome = shielded::<()>(|| panic!("as expected"));
+        assert_eq!(outcome, Err(failure(TRY_AGAIN, "the plugin panicked")));
+    }
+
+    /// C15, C19, H19: what ends a pod, or asks whether pods may start, never fails for want of an agent or a configuration.
     #[test]
     fn other_commands_do_nothing() {
-        for command in ["CHECK", "DEL"] {
+        for command in ["CHECK", "DEL", "STATUS", "GC"] {
             assert_eq!(execute(&invocation(command, "shop", "a"), ""), Ok(None));
         }
         let versions = execute(&invocation("VERSION", "", ""), "").unwrap().unwrap();
-        assert!(versions["supportedVersions"].as_array().unwrap().contains(&json!("1.1.0")));
+        for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+            assert!(versions["supportedVersions"].as_array().unwrap().contains(&json!(version)), "{version}");
+        }
         assert!(execute(&invocation("ODD", "", ""), "").is_err());
     }
 

@@ -35,6 +35,8 @@ pub struct World {
     tasks: Tasks,
     agent: Option<oneshot::Sender<()>>,
     pub ports: AgentPorts,
+    /// Namespaces whose pods never join, as the next agent is told.
+    pub excluded: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -57,7 +59,14 @@ impl World {
         for sub in ["manifests", "netns", "state/status/pods", "state/nodes/node-a/redirection"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
-        let world = Self { dir, node, tasks: Tasks::new("test"), agent: None, ports: free_ports() };
+        let world = Self {
+            dir,
+            node,
+            tasks: Tasks::new("test"),
+            agent: None,
+            ports: free_ports(),
+            excluded: vec!["kube-system".into()],
+        };
         world.namespace("shop", "ambient");
         world.namespace("outside", "none");
         world
@@ -74,7 +83,8 @@ impl World {
             zds_socket: None,
             last_good: None,
             node_netns: Some(ns_path(&self.node)),
-            exclude_namespaces: vec!["kube-system".into()],
+            exclude_namespaces: self.excluded.clone(),
+            enablement_selectors: "[]".parse().unwrap(),
             dns_capture: true,
             kubelet_uid: 0,
             kubelet_cgroup: None,

@@ -42,7 +42,7 @@ pub const RULE_PREFERENCE: u32 = 32764;
 pub const MAX_EXCLUSIONS: usize = 1024;
 
 /// Whether connections may be tracked from the middle; a namespace is made with 1.
-const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
+const TCP_LOOSE: &str = "netfilter/nf_conntrack_tcp_loose";
 
 /// A value under a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +185,7 @@ pub fn set_established(ns: &NetNs, established: Established) -> io::Result<()> {
         Established::Keep => "0",
         Established::Cut => "1",
     };
-    match ns.run(|| std::fs::write(TCP_LOOSE, value)) {
+    match ns.run(|| crate::sysctl::write(TCP_LOOSE, value)) {
         Err(error) if !matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem) => Err(error),
         _ => Ok(()),
     }

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{Keepalive, set_mark, set_transparent, tune_accepted};
 
 /// What [`migrate_when_closed`] sets.
-const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+const MIGRATE: &str = "ipv4/tcp_migrate_req";
 
 /// How to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub fn bind_udp(addr: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
 /// # Errors
 /// The setting cannot be written: an older kernel, or `/proc/sys` is read-only.
 pub fn migrate_when_closed() -> io::Result<()> {
-    std::fs::write(MIGRATE, "1")
+    crate::sysctl::write(MIGRATE, "1")
 }
 
 /// The kernel has no IPv6 at all, or it is disabled in this namespace.

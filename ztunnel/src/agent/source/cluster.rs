@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_k8s_api::core::Pod;
 use culvert_k8s_api::labels;
@@ -14,6 +15,7 @@ use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod as ApiPod};
 use kube::api::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
@@ -21,6 +23,36 @@ use tokio::sync::Notify;
 
 /// The annotation by which a pod that the kubelet made from a file names itself in its cgroup.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Between two tries to list or watch. An agent that is back 5 s after its API server is soon enough (30 s, the library's own bound, is not), and with three
+/// watches a node a thousand nodes ask 600 times a second meanwhile.
+const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+
+/// How a watch is tried again: twice as long each time, spread out.
+#[derive(Debug)]
+pub struct Again(Duration);
+
+impl Default for Again {
+    fn default() -> Self {
+        Self(AGAIN[0])
+    }
+}
+
+impl Iterator for Again {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(AGAIN[1]);
+        Some(wait.mul_f64(0.5 + fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Again {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
 
 /// Namespace and name.
 pub type PodKey = (String, String);
@@ -82,7 +114,7 @@ impl Cluster {
     pub fn watch(client: &Client, node: &str, tasks: &Tasks) -> Arc<Self> {
         let cluster = Arc::new(Self::default());
         let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        let pods = watcher::watcher(Api::<ApiPod>::all(client.clone()), of_node).default_backoff();
+        let pods = watcher::watcher(Api::<ApiPod>::all(client.clone()), of_node).backoff(Again::default());
         tasks.spawn("watch pods", follow(pods, cluster.clone(), read_pod, |tables| &mut tables.pods));
         let all = watcher::watcher(
             Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
@@ -91,7 +123,7 @@ impl Cluster {
         let shared = cluster.clone();
         tasks.spawn(
             "watch namespaces",
-            follow(all.default_backoff(), shared, read_namespace, |tables| &mut tables.namespaces),
+            follow(all.backoff(Again::default()), shared, read_namespace, |tables| &mut tables.namespaces),
         );
         cluster
     }
@@ -238,5 +270,20 @@ fn typed(pod: ApiPod) -> Pod {
             });
             serde_json::from_value(value).unwrap_or_default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_tried_again_within_five_seconds_for_ever() {
+        let mut again = Again::default();
+        let waits: Vec<Duration> = again.by_ref().take(100).collect();
+        assert!(waits[0] <= AGAIN[0] && waits.iter().all(|it| *it <= AGAIN[1]));
+        assert!(waits[10..].iter().all(|it| *it >= AGAIN[1] / 2));
+        again.reset();
+        assert!(again.next().is_some_and(|it| it <= AGAIN[0]));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use culvert_k8s_api::core::Pod;
-use culvert_k8s_api::enrolment::{self, Settings};
+use culvert_k8s_api::enrolment::{self, Enrolment, Reason, Settings};
 use culvert_k8s_api::manifest::{LastGood, Mirror, Scan, scan};
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::status::{Phase, PodStatus};
@@ -65,10 +65,7 @@ impl DirectorySource {
             node: config.node.clone(),
             manifests: manifests.to_owned(),
             pods,
-            settings: Settings {
-                excluded_namespaces: config.exclude_namespaces.clone(),
-                ..Settings::default()
-            },
+            settings: config.settings(),
             dns_capture: config.dns_capture,
             last_good,
             mirror,
@@ -107,11 +104,14 @@ impl DirectorySource {
             let Some(netns) = self.runs_here(status) else { continue };
             let pod = pods.get(&(status.namespace.clone(), status.name.clone()));
             let labels = namespaces.get(status.namespace.as_str()).copied().unwrap_or(&none);
-            match pod {
-                Some(pod) if enrolment::decide(pod, labels, &self.settings).joins() => {
+            match pod.map(|pod| (pod, enrolment::decide(pod, labels, &self.settings))) {
+                Some((pod, decided)) if decided.joins() => {
                     view.join(describe(pod, &status.uid, netns, self.dns_capture), &status.pod_ips);
                 }
-                _ => view.others.push(Other { uid: status.uid.clone(), netns }),
+                decided => {
+                    let excluded = decided.is_some_and(|it| it.1 == Enrolment::No(Reason::ExcludedNamespace));
+                    view.others.push(Other { uid: status.uid.clone(), netns, excluded });
+                }
             }
         }
         Ok(view)

@@ -1,18 +1,18 @@
 //! What pods there are and which of them join, from the API server; where their namespaces are, from the CNI plugin or the
 //! processes that run in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use culvert_k8s_api::enrolment::{self, Settings};
+use culvert_k8s_api::enrolment::{self, Enrolment, Reason, Settings};
 use culvert_k8s_api::status::Phase;
 
 use super::cluster::{Cluster, PodEntry, PodKey};
 use super::describe::describe;
 use super::procfs::{self, Found};
-use super::{Other, View};
+use super::{Other, Unfound, View};
 
 /// What the CNI plugin says of a pod whose sandbox is being made (C16).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,34 +76,38 @@ impl KubernetesSource {
         let mut looked = false;
         for pod in &pods {
             let Some(ips) = self.runs(pod) else { continue };
-            let Some(netns) = self.netns(pod, &mut looked)? else {
-                tracing::debug!(
-                    pod = pod.status.name,
-                    uid = pod.status.uid,
-                    "a pod's network namespace is not found"
-                );
-                continue;
-            };
             // The two watches are not in step: a pod of a new namespace may be seen first, and must not pass for one that stays outside.
             let Some(labels) = namespaces.get(&pod.status.namespace) else { continue };
-            if enrolment::decide(&pod.object, labels, &self.settings).joins() {
-                view.join(describe(&pod.object, &pod.status.uid, netns, self.dns_capture), &ips);
-            } else {
-                view.others.push(Other { uid: pod.status.uid.clone(), netns });
+            let decided = enrolment::decide(&pod.object, labels, &self.settings);
+            match self.netns(pod, &mut looked)? {
+                Some(netns) if decided.joins() => {
+                    view.join(describe(&pod.object, &pod.status.uid, netns, self.dns_capture), &ips);
+                }
+                Some(netns) => {
+                    let excluded = decided == Enrolment::No(Reason::ExcludedNamespace);
+                    view.others.push(Other { uid: pod.status.uid.clone(), netns, excluded });
+                }
+                // One that is being deleted has lost its processes before it is reported ended.
+                None if decided.joins() && !pod.status.deleted => view.unfound.push(Unfound {
+                    uid: pod.status.uid.clone(),
+                    name: format!("{}/{}", pod.status.namespace, pod.status.name),
+                }),
+                None => {}
             }
         }
         Ok(view)
     }
 
-    /// The addresses of a pod that runs or is about to, in a namespace of its own (C26).
+    /// The addresses of a pod that runs or is about to, in a namespace of its own (C26). After a reboot its status has those of before
+    /// until kubelet has written others, and only the plugin knows the ones that it has.
     fn runs(&self, pod: &PodEntry) -> Option<Vec<IpAddr>> {
         let alive = matches!(pod.status.phase, Phase::Pending | Phase::Running);
         if !alive || pod.object.spec.host_network {
             return None;
         }
-        let announced = self.announced.get(&pod.status.uid).map(|it| &it.ips);
-        let ips = if pod.status.pod_ips.is_empty() { announced? } else { &pod.status.pod_ips };
-        (!ips.is_empty()).then(|| ips.clone())
+        let announced = self.announced.get(&pod.status.uid).into_iter().flat_map(|it| &it.ips);
+        let ips: BTreeSet<IpAddr> = pod.status.pod_ips.iter().chain(announced).copied().collect();
+        (!ips.is_empty()).then(|| ips.into_iter().collect())
     }
 
     /// The plugin's word first: it comes before the pod's first process. A sandbox that was made again has another namespace, and

@@ -14,10 +14,10 @@ use culvert_net::redirect::RedirectConfig;
 
 use super::Desired;
 
-pub use cluster::{Cluster, PodKey};
+pub use cluster::{Again, Cluster, PodKey};
 pub use directory::DirectorySource;
 pub use kubernetes::{Announced, KubernetesSource};
-pub use procfs::kubelet_uid;
+pub use procfs::{kubelet_uid, namespaces};
 
 /// What is said now.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,8 @@ pub struct View {
     pub desired: Vec<Desired>,
     /// Those that run here and should not.
     pub others: Vec<Other>,
+    /// Those that should be, run, and cannot be found on the node.
+    pub unfound: Vec<Unfound>,
     /// What the kubelet may probe of those that should be, by uid.
     pub probed: BTreeMap<String, BTreeSet<SocketAddr>>,
     /// Nothing is missing: no file that cannot be read is without a former content that holds instead.
@@ -39,6 +41,17 @@ pub struct Other {
     pub uid: String,
     /// Its network namespace.
     pub netns: PathBuf,
+    /// Its namespace is excluded (C06).
+    pub excluded: bool,
+}
+
+/// A pod that should be enrolled and has no namespace that could be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfound {
+    /// The pod's uid.
+    pub uid: String,
+    /// Namespace and name.
+    pub name: String,
 }
 
 /// Where the pods come from.
@@ -53,8 +66,10 @@ pub enum Source {
 impl View {
     /// Nobody should be enrolled any more.
     pub fn leave(&mut self) {
-        let left = self.desired.drain(..).map(|pod| Other { uid: pod.uid, netns: pod.netns });
+        let left =
+            self.desired.drain(..).map(|pod| Other { uid: pod.uid, netns: pod.netns, excluded: false });
         self.others.extend(left);
+        self.unfound.clear();
         self.probed.clear();
     }
 

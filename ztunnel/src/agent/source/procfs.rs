@@ -2,7 +2,7 @@
 //!
 //! A container's cgroup names the pod's uid. The oldest process of a pod is its sandbox's first, which lives as long as the namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -58,6 +58,16 @@ pub fn pods(proc: &Path) -> io::Result<BTreeMap<String, Found>> {
         }
     }
     Ok(found)
+}
+
+/// Each network namespace that a process of the node is in, once, but for the node's own.
+///
+/// # Errors
+/// `proc` is no proc file system.
+pub fn namespaces(proc: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut seen = BTreeSet::from([ns_id(&proc.join("1/ns/net"))?]);
+    let paths = processes(proc)?.map(|dir| dir.join("ns/net"));
+    Ok(paths.filter(|path| ns_id(path).is_ok_and(|id| seen.insert(id))).collect())
 }
 
 /// The user whose process is the node's kubelet; `None` if none is found.
@@ -121,12 +131,17 @@ mod tests {
         std::os::unix::fs::symlink(target, dir.join("ns/net")).unwrap();
     }
 
+    /// C29: as cgroupfs and systemd, containerd and CRI-O write it, in either version of cgroups.
     #[test]
     fn a_cgroup_names_the_pod() {
         let systemd = UID.replace('-', "_");
         for line in [
             format!("0::/kubepods/burstable/pod{UID}/abc"),
             format!("5:cpu:/x/kubepods/pod{UID}"),
+            format!("11:memory:/kubelet/kubepods/besteffort/pod{UID}/0123abcd"),
+            format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-0123abcd.scope/init"),
+            // As a container with a cgroup namespace of its own sees another's.
+            format!("0::/../../kubepods-burstable-pod{systemd}.slice/cri-containerd-1.scope"),
             format!(
                 "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{systemd}.slice/cri-containerd-1.scope"
             ),
@@ -135,6 +150,7 @@ mod tests {
         }
         assert_eq!(uid_in("0::/kubepods/podabc/x"), None);
         assert_eq!(uid_in("0::/system.slice/kubelet.service"), None);
+        assert_eq!(uid_in(&format!("0::/machine.slice/libpod-{}.scope", "a".repeat(64))), None);
         assert_eq!(uid_in(&format!("0::/pod{}/x", "a".repeat(32))), Some("a".repeat(32)));
     }
 
@@ -151,6 +167,7 @@ mod tests {
         fs::create_dir(proc.join("60")).unwrap();
         let found = pods(proc).unwrap();
         assert_eq!(found.len(), 1);
+        assert_eq!(namespaces(proc).unwrap().len(), 2);
         assert_eq!(found[UID].path, proc.join("50/ns/net"));
         assert!(found[UID].holds());
         fs::remove_dir_all(proc.join("50")).unwrap();
