@@ -67,6 +67,10 @@ pub struct Args {
     /// With --source kubernetes, the name of this replica, which no other has.
     #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "controller")]
     pub pod_name: String,
+    /// With --source kubernetes, take the taint culvert.dev/not-ready (or cni.istio.io/not-ready) off a node as soon as its agent is
+    /// ready.
+    #[arg(long)]
+    pub untaint_nodes: bool,
     /// Trust domain of every identity.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,

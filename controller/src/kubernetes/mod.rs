@@ -19,6 +19,7 @@ use crate::ca::{Authority, NodeAuthenticator};
 pub mod lease;
 pub mod review;
 pub mod root;
+pub mod taint;
 pub mod trust;
 
 /// Who this replica is.

@@ -266,6 +266,17 @@ fn entries() {
     insta::assert_snapshot!(shown(&run(&world)));
 }
 
+/// D20, D22.
+#[test]
+fn slices() {
+    let text = include_str!("testdata/slices.yaml");
+    let world = world(text)
+        .running("data", "db-0", "node-a", &["100.64.1.9", "fd00:64:1::9"])
+        .running("system", "server", "node-a", &["198.18.0.11"])
+        .enrolled("node-a", "db-0", Redirection::Enabled);
+    insta::assert_snapshot!(shown(&run(&world)));
+}
+
 /// R14. Z66.
 #[test]
 fn policies() {

@@ -17,6 +17,9 @@ use crate::index::World;
 pub enum Said {
     /// The kind is being watched from now on; nothing is served before each such kind was listed once.
     Begun,
+    /// The kind is watched in another version from now on, the one that is given no more. What is known of it stays until it is
+    /// listed in the new one.
+    Replaces(Watched),
     /// A list begins.
     Init,
     /// An object of the list.
@@ -38,6 +41,8 @@ pub enum Said {
 pub struct Store {
     world: World,
     kinds: BTreeMap<Watched, State>,
+    /// Every kind that there was at first was listed.
+    whole: bool,
     errors: BTreeMap<ObjectKey, Vec<FileError>>,
     /// Of pods in the world: under which key their redirection is.
     redirected: HashMap<(String, String), (String, String)>,
@@ -59,6 +64,12 @@ impl Store {
         let state = self.kinds.entry(of.clone()).or_default();
         match said {
             Said::Begun => false,
+            Said::Replaces(before) => {
+                if let Some(before) = self.kinds.remove(&before) {
+                    self.kinds.insert(of.clone(), State { staged: None, ..before });
+                }
+                false
+            }
             Said::Init => {
                 state.staged = Some(Vec::new());
                 false
@@ -105,14 +116,26 @@ impl Store {
         }
     }
 
+    /// How many objects of a kind there are.
+    pub fn count(&self, of: &Watched) -> usize {
+        self.kinds.get(of).map_or(0, |state| state.keys.len())
+    }
+
+    /// Whether no watcher said anything yet.
+    pub fn is_new(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
     /// The kinds that were not listed once. While there is one, the world is not whole.
     pub fn missing(&self) -> impl Iterator<Item = &Watched> {
         self.kinds.iter().filter(|(_, state)| !state.listed).map(|(kind, _)| kind)
     }
 
-    /// What is, or `None` before every kind was listed.
+    /// What is, or `None` before every kind was listed. A kind that is defined later keeps nothing back: before it was defined there
+    /// was nothing of it either.
     pub fn world(&mut self) -> Option<World> {
-        if self.kinds.is_empty() || self.missing().next().is_some() {
+        self.whole = self.whole || (!self.is_new() && self.missing().next().is_none());
+        if !self.whole {
             return None;
         }
         self.world.errors =
