@@ -345,7 +345,7 @@ async fn from_kubernetes(args: &Args, opening: &Opening) -> anyhow::Result<Parts
         tasks.spawn("node taints", kubernetes::taint::keep(to, namespace, snapshots, leading, drain.clone()));
     }
     Ok(Parts {
-        source: Source::Kubernetes(Box::new(Kubernetes::start(client, tasks, metrics))),
+        source: Source::Kubernetes(Box::new(Kubernetes::start(client, args.selection(), tasks, metrics))),
         authority: identity.authority,
         authenticator: identity.authenticator,
     })

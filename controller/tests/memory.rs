@@ -30,8 +30,9 @@ fn object(value: Value) -> DynamicObject {
 /// As large as the API server's own: what no mesh reads is most of it.
 fn pod(number: usize, ready: bool) -> DynamicObject {
     let (namespace, service) = (format!("team-{}", number % 50), format!("s{}", number % SERVICES));
-    let env: Vec<Value> =
-        (0..20).map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "a value of some length"})).collect();
+    let env: Vec<Value> = (0..20)
+        .map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "a value of some length"}))
+        .collect();
     let fields: Vec<Value> = (0..40)
         .map(|n| json!({"manager": format!("kubelet-{n}"), "operation": "Update", "fieldsV1": {"f:status": {"f:conditions": {}}}}))
         .collect();

@@ -59,7 +59,14 @@ fn pages_answer_while_the_api_server_is_away_and_nothing_else_is_served() {
     );
     std::fs::write(dir.path().join("config"), config).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_controller"))
-        .args(["--source", "kubernetes", "--listen", &xds.to_string(), "--metrics-listen", &pages.to_string()])
+        .args([
+            "--source",
+            "kubernetes",
+            "--listen",
+            &xds.to_string(),
+            "--metrics-listen",
+            &pages.to_string(),
+        ])
         .env("KUBECONFIG", dir.path().join("config"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -163,7 +163,11 @@ impl CaMetrics {
         known.register("success_cert_issuance_count", "Workload certificates signed", self.issued.clone());
         let help = "Certificate requests of callers who are not known";
         known.register("authentication_failure_count", help, self.unauthenticated.clone());
-        known.register("csr_parsing_err_count", "Certificate requests that cannot be read", self.unreadable.clone());
+        known.register(
+            "csr_parsing_err_count",
+            "Certificate requests that cannot be read",
+            self.unreadable.clone(),
+        );
     }
 
     /// How many certificates were signed.
@@ -207,8 +211,8 @@ impl IstioCertificateService for CaService {
             let reason = refusal.reason();
             self.metrics.refused.get_or_create(&Refused { reason }).inc();
             match refusal {
-                Refusal::Caller(_) => drop(self.metrics.unauthenticated.inc()),
-                Refusal::Request(_) => drop(self.metrics.unreadable.inc()),
+                Refusal::Caller(_) => _ = self.metrics.unauthenticated.inc(),
+                Refusal::Request(_) => _ = self.metrics.unreadable.inc(),
                 _ => {}
             }
             tracing::warn!(node, asked, reason, "refused a certificate: {refusal}");

@@ -125,11 +125,13 @@ impl Changes {
             return;
         }
         let at = |status: &PodStatus| status.pod_ips.iter().any(|ip| sliced.contains(ip));
-        self.context |= self.pods.iter().any(|name| {
-            before.pods.get(name).is_some_and(at) || after.pods.get(name).is_some_and(at)
-        });
+        self.context |= self
+            .pods
+            .iter()
+            .any(|name| before.pods.get(name).is_some_and(at) || after.pods.get(name).is_some_and(at));
         if self.context {
-            self.pods.extend(after.pods.iter().filter(|(_, status)| at(status)).map(|(name, _)| name.clone()));
+            self.pods
+                .extend(after.pods.iter().filter(|(_, status)| at(status)).map(|(name, _)| name.clone()));
         }
     }
 

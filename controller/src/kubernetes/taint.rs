@@ -31,7 +31,10 @@ pub fn due(world: &World, namespace: &str) -> Vec<String> {
     let of = |kind, namespace: &str| {
         let first = ObjectKey { kind, namespace: namespace.to_owned(), name: String::new() };
         let namespace = namespace.to_owned();
-        world.objects.range(first..).take_while(move |(key, _)| key.kind == kind && key.namespace == namespace)
+        world
+            .objects
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == kind && key.namespace == namespace)
     };
     let tainted = of(Kind::Node, "").filter_map(|(key, manifest)| match &manifest.object {
         Object::Node(node) => node.spec.taints.iter().any(is_ours).then_some(key.name.as_str()),
@@ -133,7 +136,8 @@ mod tests {
     }
 
     fn node(world: &mut World, name: &str, taints: &str) {
-        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{taints: [{taints}]}}\n");
+        let text =
+            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{taints: [{taints}]}}\n");
         let parsed = parse_file("f", &text);
         assert_eq!(parsed.errors, []);
         world.objects.extend(by_key(parsed.objects));
@@ -149,7 +153,11 @@ mod tests {
         }
         node(&mut world, "other", "{key: node.kubernetes.io/not-ready, effect: NoExecute}");
         node(&mut world, "plain", "");
-        node(&mut world, "known", "{key: x, value: y, effect: NoSchedule}, {key: cni.istio.io/not-ready, effect: NoSchedule}");
+        node(
+            &mut world,
+            "known",
+            "{key: x, value: y, effect: NoSchedule}, {key: cni.istio.io/not-ready, effect: NoSchedule}",
+        );
         pod(&mut world, "sys", "agent-a", "a", |_| {});
         pod(&mut world, "sys", "agent-b", "b", |it| it.ready = false);
         pod(&mut world, "sys", "agent-c", "c", |it| it.deleted = true);

@@ -107,9 +107,9 @@ impl<'a> Slices<'a> {
     }
 
     /// The services that a pod is an endpoint of by slices.
-    pub fn of(&self, namespace: &str, name: &str) -> impl Iterator<Item = (String, proto::PortList)> {
+    pub fn of(&self, namespace: &str, name: &str) -> Vec<(String, proto::PortList)> {
         let services = self.pods.get(&(namespace, name)).into_iter().flatten();
-        services.map(|(key, ports)| (key.clone(), proto::PortList { ports: ports.clone() }))
+        services.map(|(key, ports)| (key.clone(), proto::PortList { ports: ports.clone() })).collect()
     }
 
     /// Makes workloads of what is no pod.

@@ -182,11 +182,7 @@ mod tests {
                 "\"2001:db8::1\"",
                 "endpoints[0].addresses[0]: invalid value (got \"2001:db8::1\", expected an IPv4 address, as addressType says)",
             ),
-            (
-                "[192.0.2.8]",
-                "[]",
-                "endpoints[1].addresses: is empty",
-            ),
+            ("[192.0.2.8]", "[]", "endpoints[1].addresses: is empty"),
             ("IPv4", "IPv5", "addressType: "),
             ("addressType: IPv4\n", "", "addressType"),
             ("port: 5432", "port: 0", "ports[0].port: "),

@@ -175,7 +175,8 @@ impl Object {
                 Ok(Self::Namespace(Namespace { metadata: metadata(document, false)? }))
             }
             ("", "v1", "Node") => {
-                let spec = if document.get("spec").is_some() { core_spec(document)? } else { NodeSpec::default() };
+                let spec =
+                    if document.get("spec").is_some() { core_spec(document)? } else { NodeSpec::default() };
                 Ok(Self::Node(Node { metadata: metadata(document, false)?, spec }))
             }
             ("", "v1", "ServiceAccount") => {

@@ -377,7 +377,10 @@ mod tests {
         let ages: Vec<Duration> = [0.0, 0.5, 1.0].into_iter().map(|share| limits.age(share)).collect();
         let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
         let close = |one: Duration, other: Duration| one.abs_diff(other) < Duration::from_millis(1);
-        assert!(close(ages[0], minutes(27)) && close(ages[1], minutes(30)) && close(ages[2], minutes(33)), "{ages:?}");
+        assert!(
+            close(ages[0], minutes(27)) && close(ages[1], minutes(30)) && close(ages[2], minutes(33)),
+            "{ages:?}"
+        );
         assert!(limits.youngest() <= ages[0]);
     }
 }

@@ -60,7 +60,9 @@ pub(super) async fn watch(client: Client, changed: Arc<Notify>) {
         match event {
             Ok(Event::Apply(_) | Event::Delete(_) | Event::InitDone) => changed.notify_one(),
             Ok(Event::Init | Event::InitApply(_)) => {}
-            Err(error) => tracing::warn!(%error, "definitions are not watched; they are looked for every {IDLE:?}"),
+            Err(error) => {
+                tracing::warn!(%error, "definitions are not watched; they are looked for every {IDLE:?}")
+            }
         }
     }
 }
@@ -98,7 +100,10 @@ pub(super) async fn follow(mut watchers: Watchers, changed: Arc<Notify>) {
 enum Step {
     Begin(Watched),
     /// The same kind is served in another version: nothing of it is gone.
-    Replace { old: Watched, new: Watched },
+    Replace {
+        old: Watched,
+        new: Watched,
+    },
     End(Watched),
 }
 
@@ -135,7 +140,12 @@ impl Watchers {
                     begun.push(kind);
                 }
                 Step::Replace { old, new } => {
-                    tracing::info!(kind = new.plural, before = old.version, now = new.version, "another version");
+                    tracing::info!(
+                        kind = new.plural,
+                        before = old.version,
+                        now = new.version,
+                        "another version"
+                    );
                     self.end(&old);
                     self.say(new.clone(), Said::Replaces(old)).await?;
                     begun.push(new);

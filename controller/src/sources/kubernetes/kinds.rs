@@ -41,7 +41,8 @@ impl Watched {
     /// What is asked of the API server, if not all of it. Of a Service with a selector Kubernetes writes slices of the pods that are
     /// read anyway: in most clusters all slices but a few, and more of them than Services.
     pub fn labels(&self) -> Option<String> {
-        let slices = format!("{},{}!={}", labels::SERVICE_NAME, labels::SLICE_MANAGED_BY, labels::SLICE_OF_SELECTOR);
+        let slices =
+            format!("{},{}!={}", labels::SERVICE_NAME, labels::SLICE_MANAGED_BY, labels::SLICE_OF_SELECTOR);
         (self.is == Kind::EndpointSlice).then_some(slices)
     }
 
@@ -178,7 +179,8 @@ mod tests {
     fn found(groups: &[Value]) -> (Vec<String>, Vec<String>) {
         let list: APIGroupDiscoveryList = serde_json::from_value(json!({"items": groups})).unwrap();
         let found = of(&list);
-        let kinds = found.kinds.iter().map(|it| format!("{} {} {}", it.api_version(), it.plural, it.optional));
+        let kinds =
+            found.kinds.iter().map(|it| format!("{} {} {}", it.api_version(), it.plural, it.optional));
         (kinds.collect(), found.unknown.into_iter().collect())
     }
 
@@ -189,13 +191,26 @@ mod tests {
         let (kinds, unknown) = found(&[
             group("apps", &[("v1", "Current", &[("deployments", "Deployment")])]),
             group("networking.k8s.io", &[("v1", "Current", &[("networkpolicies", "NetworkPolicy")])]),
-            group("security.istio.io", &[("v1beta1", "Current", &[policies]), ("v1", "Current", &[policies])]),
+            group(
+                "security.istio.io",
+                &[("v1beta1", "Current", &[policies]), ("v1", "Current", &[policies])],
+            ),
             group("networking.istio.io", &[("v1alpha3", "Current", &[entries, ("gateways", "Gateway")])]),
-            group("cilium.io", &[
-                ("v2", "Current", &[("ciliumnetworkpolicies", "CiliumNetworkPolicy"), ("ciliumnodes", "CiliumNode")]),
-                ("v2alpha1", "Current", &[("oldnetworkpolicies", "OldNetworkPolicy")]),
-            ]),
-            group("policy.networking.k8s.io", &[("v1alpha1", "Current", &[("adminnetworkpolicies", "AdminNetworkPolicy")])]),
+            group(
+                "cilium.io",
+                &[
+                    (
+                        "v2",
+                        "Current",
+                        &[("ciliumnetworkpolicies", "CiliumNetworkPolicy"), ("ciliumnodes", "CiliumNode")],
+                    ),
+                    ("v2alpha1", "Current", &[("oldnetworkpolicies", "OldNetworkPolicy")]),
+                ],
+            ),
+            group(
+                "policy.networking.k8s.io",
+                &[("v1alpha1", "Current", &[("adminnetworkpolicies", "AdminNetworkPolicy")])],
+            ),
         ]);
         assert_eq!(
             kinds,
@@ -212,8 +227,10 @@ mod tests {
     /// A server behind the API server that is away takes none of its kinds with it.
     #[test]
     fn what_a_group_holds_may_be_unknown() {
-        let (kinds, unknown) =
-            found(&[group("projectcalico.org", &[("v3", "Stale", &[])]), group("metrics.k8s.io", &[("v1beta1", "Stale", &[])])]);
+        let (kinds, unknown) = found(&[
+            group("projectcalico.org", &[("v3", "Stale", &[])]),
+            group("metrics.k8s.io", &[("v1beta1", "Stale", &[])]),
+        ]);
         assert_eq!((kinds.len(), unknown), (0, vec!["projectcalico.org".to_owned()]));
     }
 }

@@ -61,7 +61,9 @@ impl WatchMetrics {
     pub fn objects(&self, of: &Watched, count: Option<usize>) {
         let label = label(of);
         match count {
-            Some(count) => drop(self.objects.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX))),
+            Some(count) => {
+                self.objects.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
             None => {
                 self.objects.remove(&label);
                 self.lists.remove(&label);

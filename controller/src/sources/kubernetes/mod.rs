@@ -21,6 +21,7 @@ pub mod convert;
 mod definitions;
 pub mod kinds;
 mod metrics;
+pub mod selection;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use convert::{convert, key_of};
 use definitions::Watchers;
 use kinds::Watched;
 use metrics::WatchMetrics;
+use selection::Selection;
 use store::{Said, Store};
 
 use crate::index::World;
@@ -53,15 +55,15 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts to watch. The tasks end with `tasks`.
-    pub fn start(client: Client, tasks: &Tasks, metrics: &Metrics) -> Self {
+    /// Starts to watch, and knows what is in the namespaces of `selection`. The tasks end with `tasks`.
+    pub fn start(client: Client, selection: Selection, tasks: &Tasks, metrics: &Metrics) -> Self {
         let (sender, messages) = mpsc::channel(MESSAGES);
         let watches = WatchMetrics::register(metrics);
         let changed = Arc::new(Notify::new());
         tasks.spawn("definitions", definitions::watch(client.clone(), changed.clone()));
         let watchers = Watchers::new(client, tasks.clone(), sender, watches.clone());
         tasks.spawn("kubernetes", definitions::follow(watchers, changed));
-        Self { store: Store::default(), messages, metrics: watches }
+        Self { store: Store::new(selection), messages, metrics: watches }
     }
 
     #[cfg(test)]

@@ -114,6 +114,36 @@ fn kinds_that_come_later_or_change_their_version() {
     assert_eq!(store.world().unwrap().objects.len(), 1);
 }
 
+/// D30: what is in a namespace that is not selected is not there, and is as soon as it is, whichever was read first.
+#[test]
+fn namespaces_that_are_not_selected_are_not_there() {
+    let selection = Selection::new(vec!["mesh=on".parse().unwrap()], ["istio-system".to_owned()]);
+    let mut store = Store::new(selection);
+    let (pods, namespaces, policies) = (kind("Pod"), kind("Namespace"), kind("AuthorizationPolicy"));
+    let shop = |mesh: &str| object(json!({"metadata": {"name": "shop", "labels": {"mesh": mesh}}}));
+    let root = object(json!({"metadata": {"name": "everywhere", "namespace": "istio-system"}, "spec": {}}));
+    list(&mut store, &pods, vec![pod("web", "10.0.0.1", "enabled")]);
+    list(&mut store, &policies, vec![policy(json!({})), root]);
+    list(&mut store, &namespaces, vec![shop("off")]);
+    let seen = |store: &mut Store| {
+        let world = store.world().unwrap();
+        (world.objects.len(), world.pods.len(), world.redirection.len())
+    };
+    assert_eq!(seen(&mut store), (2, 0, 0), "the namespace itself, and the root namespace's policy");
+    apply(&mut store, &namespaces, Event::Apply(shop("on")));
+    assert_eq!(seen(&mut store), (4, 1, 1));
+    apply(&mut store, &namespaces, Event::Apply(shop("off")));
+    assert_eq!(seen(&mut store), (2, 0, 0));
+    // What happens meanwhile counts.
+    apply(&mut store, &pods, Event::Apply(pod("other", "10.0.0.2", "")));
+    apply(&mut store, &pods, Event::Delete(pod("web", "10.0.0.1", "")));
+    apply(&mut store, &namespaces, Event::Apply(shop("on")));
+    assert_eq!(seen(&mut store), (4, 1, 0));
+    assert!(store.world().unwrap().pods.contains_key(&("shop".to_owned(), "other".to_owned())));
+    apply(&mut store, &namespaces, Event::Delete(shop("on")));
+    assert_eq!(seen(&mut store), (1, 0, 0));
+}
+
 /// D22. Kubernetes' own slices of Services with a selector are not even asked for.
 #[test]
 fn only_slices_that_say_something_are_asked_for() {
@@ -210,6 +240,7 @@ fn a_network_policy_that_may_not_be_read_may_select_anything() {
     assert!(store.world().unwrap().objects.is_empty());
 }
 
+/// D12.
 #[tokio::test(start_paused = true)]
 async fn a_burst_is_one_change_and_an_endless_one_is_taken_in_in_time() {
     let (sender, messages) = mpsc::channel(MESSAGES);
