@@ -77,7 +77,7 @@ async fn run(args: &Args, filter: &telemetry::FilterHandle) -> anyhow::Result<()
     Ok(())
 }
 
-fn say(told: Result<std::io::Result<signal::Shutdown>, tokio::sync::oneshot::error::RecvError>) {
+fn say(told: Result<std::io::Result<signal::Signal>, tokio::sync::oneshot::error::RecvError>) {
     match told {
         Ok(Ok(signal)) => tracing::info!(?signal, "stopping"),
         Ok(Err(error)) => tracing::error!(%error, "no signals can be received"),
