@@ -158,7 +158,7 @@ impl Args {
 mod tests {
     use super::*;
 
-    /// D09, D53: ambient's ports, without those that speak plaintext about what the mesh is, and certificates for a day.
+    /// D09, D53, D55, D76: ambient's ports, without those that speak plaintext about what the mesh is, and certificates for a day.
     #[test]
     fn what_holds_if_nothing_is_said() {
         let args = Args::parse_from(["controller"]);

@@ -193,6 +193,7 @@ async fn until(app: &App, wanted: impl Fn(&culvert_controller::index::Snapshot) 
     timeout(PATIENCE, snapshots.wait_for(|snapshot| wanted(snapshot))).await.expect("in time").unwrap();
 }
 
+/// D77.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_reaches_a_connected_proxy_within_a_second() {
     let world = World::new();

@@ -262,7 +262,7 @@ fn one_services_health_policy_is_not_anothers() {
     assert_eq!((page.matches("ALLOW_ALL").count(), page.matches("ONLY_HEALTHY").count()), (1, 1), "{page}");
 }
 
-/// D01, D08, D20, D26, D27, D29.
+/// D23, D01, D08, D20, D26, D27, D29.
 #[test]
 fn entries() {
     let text = include_str!("testdata/entries.yaml");
@@ -270,7 +270,7 @@ fn entries() {
     insta::assert_snapshot!(shown(&run(&world)));
 }
 
-/// D20, D22.
+/// D20, D22, D23.
 #[test]
 fn slices() {
     let text = include_str!("testdata/slices.yaml");
