@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use culvert_k8s_api::manifest::FileError;
 use culvert_runtime::clock::SystemClock;
 use culvert_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use culvert_runtime::metrics::Metrics;
-use culvert_runtime::readiness::Readiness;
+use culvert_runtime::readiness::{self, Readiness};
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::telemetry::FilterHandle;
 use culvert_xds::resources::ResourceSet;
@@ -27,6 +27,7 @@ use crate::auth::NodeTokens;
 use crate::ca::{self, Authority, CaConfig, CaMetrics, NodeAuthenticator, Serving};
 use crate::index::{Index, Snapshot};
 use crate::kubernetes::duties::Duties;
+use crate::kubernetes::root::RootError;
 use crate::kubernetes::{self, Replica};
 use crate::metrics::ControllerMetrics;
 use crate::provision::run::Provisioner;
@@ -44,8 +45,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections have to end by themselves: clients come back to the next controller, so there is no need to wait.
 const STOP: Duration = Duration::from_secs(1);
 
-/// How often it is said what is waited for.
+/// How often the log says what is waited for, and how often readiness is brought up to date with it.
 const SAY: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long to wait before the root is asked for again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A running controller.
 pub struct App {
@@ -59,6 +64,35 @@ pub struct App {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
+/// A controller whose pages are there, and nothing else: a probe is told what is waited for instead of finding the port closed.
+pub struct Opening {
+    tasks: Tasks,
+    trigger: DrainTrigger,
+    drain: DrainWatcher,
+    metrics: Metrics,
+    waiting: Waiting,
+    writer: Unfed,
+    /// For the page of clients, as soon as there may be any.
+    xds: Arc<OnceLock<admin::Xds>>,
+    /// Where pages are served.
+    pub admin_address: SocketAddr,
+}
+
+/// What readiness waits for, in this order.
+struct Waiting {
+    root: readiness::Task,
+    lists: readiness::Task,
+    ports: readiness::Task,
+}
+
+/// A [`Writer`] that has no source yet.
+struct Unfed {
+    index: Index,
+    published: watch::Sender<Arc<Snapshot>>,
+    sets: watch::Sender<Arc<ResourceSet>>,
+    metrics: ControllerMetrics,
+}
+
 /// What turns changes of the source into snapshots.
 struct Writer {
     source: Source,
@@ -69,42 +103,63 @@ struct Writer {
     reported: BTreeSet<FileError>,
 }
 
-impl App {
-    /// Reads everything, opens the ports and starts.
+impl Opening {
+    /// Opens the port of pages: metrics, readiness, debug.
     ///
     /// # Errors
-    /// If the manifests' directory, the tokens or the authority cannot be used, or an address is taken. A bad manifest is
-    /// no reason: it is reported and the rest served.
-    pub async fn start(args: &Args, filter: Option<&FilterHandle>) -> anyhow::Result<Self> {
+    /// If its address is taken.
+    pub fn new(args: &Args, filter: Option<&FilterHandle>) -> anyhow::Result<Self> {
         let tasks = Tasks::new("controller");
         let (trigger, drain) = drain::channel();
         let metrics = Metrics::for_process("controller", env!("CARGO_PKG_VERSION"));
         let readiness = Readiness::new();
-        let starting = readiness.register("listening");
+        let waiting = Waiting {
+            root: readiness.register("root certificate"),
+            lists: readiness.register("first list of everything"),
+            ports: readiness.register("xDS port"),
+        };
+        let writer = Unfed::new(args, &metrics);
+        let xds = Arc::new(OnceLock::new());
+        let pages = admin::pages(readiness, &metrics, filter, writer.published.subscribe(), xds.clone());
+        let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
+        Ok(Self { tasks, trigger, drain, metrics, waiting, writer, xds, admin_address })
+    }
 
+    /// Reads everything, then opens the port of xDS and certificates and starts. With Kubernetes it waits for the API server as
+    /// long as that takes.
+    ///
+    /// # Errors
+    /// If the manifests' directory, the tokens or the authority cannot be used, or an address is taken. A bad manifest is
+    /// no reason: it is reported and the rest served.
+    pub async fn serve(self, args: &Args) -> anyhow::Result<App> {
         let Parts { source, authority, authenticator, duties } = match args.source {
             SourceKind::Directory => from_directories(args)?,
-            SourceKind::Kubernetes => from_kubernetes(args, &metrics, &tasks, &drain).await?,
+            SourceKind::Kubernetes => from_kubernetes(args, &self).await?,
         };
+        let Self { tasks, trigger, drain, metrics, waiting, writer, xds: page, admin_address } = self;
         if let Some(path) = &args.root_cert_out {
             write_atomically(path, &authority.root_pem())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let mut writer = Writer::new(args, source, &metrics);
-        writer.first().await?;
+        waiting.root.done();
+        let mut writer = writer.fed(source);
+        writer.first(&waiting.lists).await?;
+        waiting.lists.done();
         let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
         let serving = Arc::new(serving);
+        let limits = Limits::default();
         let xds = DeltaServer::new(
             sets,
             Streams(authenticator.clone()),
             writer.metrics.clone(),
-            Limits::default(),
+            limits,
             tasks.clone(),
             drain.clone(),
         );
+        let _ = page.set(xds.clone());
         let ca = ca_service(args, authority, authenticator, snapshots.clone(), &metrics);
 
         let port = TcpListener::bind(args.listen)
@@ -115,6 +170,7 @@ impl App {
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_connection_age(limits.youngest())
             .add_service(xds.service())
             .add_service(ca);
         let stopping = drain.clone();
@@ -126,16 +182,23 @@ impl App {
                 tracing::error!(%error, "the gRPC server failed");
             }
         });
-
-        let pages = admin::pages(readiness, &metrics, filter, snapshots.clone(), xds);
-        let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
         if let Some(duties) = duties {
             let webhook = args.webhook_listen.map(|address| (address, serving));
             duties.start(webhook, snapshots.clone(), args.mesh(), &metrics, &tasks, drain.clone()).await?;
         }
         tasks.spawn("index", writer.run(drain));
-        starting.done();
-        Ok(Self { tasks, drain: trigger, address, admin_address, snapshots })
+        waiting.ports.done();
+        Ok(App { tasks, drain: trigger, address, admin_address, snapshots })
+    }
+}
+
+impl App {
+    /// Opens the ports, reads everything and starts: [`Opening::new`] and [`Opening::serve`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub async fn start(args: &Args, filter: Option<&FilterHandle>) -> anyhow::Result<Self> {
+        Opening::new(args, filter)?.serve(args).await
     }
 
     /// Stops accepting, ends every stream and returns soon.
@@ -150,29 +213,39 @@ impl App {
     }
 }
 
-impl Writer {
-    fn new(args: &Args, source: Source, metrics: &Metrics) -> Self {
+impl Unfed {
+    fn new(args: &Args, metrics: &Metrics) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let first = u64::try_from(since.as_millis()).unwrap_or_default();
         let index = Index::new(args.mesh(), first);
         let current = index.current();
         Self {
-            source,
             published: watch::Sender::new(current.clone()),
             sets: watch::Sender::new(current.set.clone()),
             index,
             metrics: ControllerMetrics::register(metrics),
-            reported: BTreeSet::new(),
         }
     }
 
+    fn fed(self, source: Source) -> Writer {
+        let Self { index, published, sets, metrics } = self;
+        Writer { source, index, published, sets, metrics, reported: BTreeSet::new() }
+    }
+}
+
+impl Writer {
     /// Waits until the source knows all that is, and publishes that: what is served before would take everything back.
-    async fn first(&mut self) -> anyhow::Result<()> {
+    async fn first(&mut self, waiting: &readiness::Task) -> anyhow::Result<()> {
+        let mut said = Instant::now();
         while !self.publish() {
-            match tokio::time::timeout(SAY, self.source.changed()).await {
-                Ok(true) => {}
+            waiting.waits_for(self.source.missing().join(", "));
+            match tokio::time::timeout(LOOK, self.source.changed()).await {
+                Ok(true) | Err(_) => {}
                 Ok(false) => anyhow::bail!("the source ended"),
-                Err(_) => tracing::info!(missing = ?self.source.missing(), "waiting for the first list"),
+            }
+            if said.elapsed() >= SAY {
+                said = Instant::now();
+                tracing::info!(missing = ?self.source.missing(), "waiting for the first list");
             }
         }
         Ok(())
@@ -211,6 +284,7 @@ impl Writer {
                 policies = snapshot.policies.len(),
                 "changed"
             );
+            self.metrics.publishes(snapshot.generation);
             self.sets.send_replace(snapshot.set.clone());
         }
         self.published.send_replace(snapshot);
@@ -254,19 +328,31 @@ fn from_directories(args: &Args) -> anyhow::Result<Parts> {
     })
 }
 
-async fn from_kubernetes(
-    args: &Args,
-    metrics: &Metrics,
-    tasks: &Tasks,
-    drain: &DrainWatcher,
-) -> anyhow::Result<Parts> {
+async fn from_kubernetes(args: &Args, opening: &Opening) -> anyhow::Result<Parts> {
+    let Opening { metrics, tasks, drain, waiting, .. } = opening;
     let client = kube::Client::try_default().await.context("the Kubernetes API server")?;
     let replica = Replica {
         namespace: args.pod_namespace.clone(),
         pod: args.pod_name.clone(),
         trusted: args.trusted_proxy.clone(),
     };
-    let identity = kubernetes::start(client.clone(), replica, metrics, tasks, drain.clone()).await?;
+    let identity = loop {
+        match kubernetes::start(client.clone(), replica.clone(), metrics, tasks, drain.clone()).await {
+            Ok(identity) => break identity,
+            // Nobody else can help: to end and be started again would ask the same of the same.
+            Err(error @ RootError::Api { .. }) => {
+                tracing::warn!(%error, "waiting for the root certificate");
+                waiting.root.waits_for(error.to_string());
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if args.untaint_nodes {
+        let snapshots = opening.writer.published.subscribe();
+        let (to, leading, namespace) = (client.clone(), identity.leading.clone(), args.pod_namespace.clone());
+        tasks.spawn("node taints", kubernetes::taint::keep(to, namespace, snapshots, leading, drain.clone()));
+    }
     let provisioner = Provisioner {
         client: client.clone(),
         namespace: args.pod_namespace.clone(),
@@ -274,7 +360,12 @@ async fn from_kubernetes(
         settings: args.waypoints(),
     };
     Ok(Parts {
-        source: Source::Kubernetes(Box::new(Kubernetes::start(client.clone(), tasks))),
+        source: Source::Kubernetes(Box::new(Kubernetes::start(
+            client.clone(),
+            args.selection(),
+            tasks,
+            metrics,
+        ))),
         authority: identity.authority,
         authenticator: identity.authenticator,
         duties: Some(Duties { client, leading: identity.leading, heard: identity.heard, provisioner }),

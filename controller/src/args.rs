@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::kubernetes::review::TrustedProxy;
 use crate::provision::render;
 use crate::sources::directory::Paths;
+use crate::sources::kubernetes::selection::{NamespaceSelector, Selection};
 use crate::translate::MeshSettings;
 
 /// Watches a directory of Kubernetes manifests and serves workloads, services, policies and certificates to the mesh's
@@ -73,6 +74,14 @@ pub struct Args {
     /// With --source kubernetes, the name of this replica, which no other has.
     #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "controller")]
     pub pod_name: String,
+    /// With --source kubernetes, the mesh is about the namespaces that a label selector matches; give it again for more. Without any it
+    /// is about all of them. The root namespace and the controller's own belong to it in any case.
+    #[arg(long, value_name = "SELECTOR")]
+    pub discovery_selector: Vec<NamespaceSelector>,
+    /// With --source kubernetes, take the taint culvert.dev/not-ready (or cni.istio.io/not-ready) off a node as soon as its agent is
+    /// ready.
+    #[arg(long)]
+    pub untaint_nodes: bool,
     /// Trust domain of every identity.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -210,6 +219,12 @@ impl Args {
         }
     }
 
+    /// Which namespaces the mesh is about.
+    pub fn selection(&self) -> Selection {
+        let always = [self.root_namespace.clone(), self.pod_namespace.clone()];
+        Selection::new(self.discovery_selector.clone(), always)
+    }
+
     /// What translation depends on.
     pub fn mesh(&self) -> MeshSettings {
         MeshSettings {
@@ -220,5 +235,26 @@ impl Args {
             compat: self.compat,
             ..MeshSettings::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// D09, D53, D55, D76: ambient's ports, without those that speak plaintext about what the mesh is, and certificates for a day.
+    #[test]
+    fn what_holds_if_nothing_is_said() {
+        let args = Args::parse_from(["controller"]);
+        let of = |address: SocketAddr| (address.ip().is_unspecified(), address.port());
+        assert_eq!((of(args.listen), of(args.metrics_listen)), ((true, 15012), (true, 15014)));
+        assert_eq!(args.cert_ttl, Duration::from_secs(24 * 60 * 60));
+        assert_eq!(
+            (args.trust_domain.as_str(), args.root_namespace.as_str()),
+            ("cluster.local", "istio-system")
+        );
+        assert!(!args.untaint_nodes);
+        let mesh = args.mesh();
+        assert_eq!((mesh.cluster_domain.as_str(), mesh.network_policies), ("cluster.local", true));
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use culvert_controller::app::App;
+use culvert_controller::app::Opening;
 use culvert_controller::args::Args;
 use culvert_runtime::config::{Program, Sources, load};
 use culvert_runtime::telemetry::{self, Format};
@@ -60,13 +60,27 @@ async fn run(args: &Args, filter: &telemetry::FilterHandle) -> anyhow::Result<()
         let received = signal::shutdown().await;
         let _ = asked.send(received);
     });
-    let app = App::start(args, Some(filter)).await?;
+    let opening = Opening::new(args, Some(filter))?;
+    tracing::info!(metrics = %opening.admin_address, "reading everything before anything is served");
+    let mut told = told;
+    let app = tokio::select! {
+        told = &mut told => {
+            // Nobody is served yet, so there is nobody to take leave of.
+            say(told);
+            return Ok(());
+        }
+        app = opening.serve(args) => app?,
+    };
     tracing::info!(xds = %app.address, metrics = %app.admin_address, "serving");
-    match told.await {
+    say(told.await);
+    app.stop().await;
+    Ok(())
+}
+
+fn say(told: Result<std::io::Result<signal::Signal>, tokio::sync::oneshot::error::RecvError>) {
+    match told {
         Ok(Ok(signal)) => tracing::info!(?signal, "stopping"),
         Ok(Err(error)) => tracing::error!(%error, "no signals can be received"),
         Err(_) => tracing::error!("nobody waits for signals"),
     }
-    app.stop().await;
-    Ok(())
 }

@@ -193,6 +193,7 @@ async fn until(app: &App, wanted: impl Fn(&culvert_controller::index::Snapshot) 
     timeout(PATIENCE, snapshots.wait_for(|snapshot| wanted(snapshot))).await.expect("in time").unwrap();
 }
 
+/// D77.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_reaches_a_connected_proxy_within_a_second() {
     let world = World::new();
@@ -253,6 +254,7 @@ async fn statuses_of_directories_that_come_later_are_seen() {
     app.stop().await;
 }
 
+/// D15.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_proves_its_node() {
     let world = World::new();
@@ -270,6 +272,7 @@ async fn a_proxy_proves_its_node() {
     app.stop().await;
 }
 
+/// D13.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_the_root_and_resends_nothing() {
     let world = World::new();
@@ -322,4 +325,49 @@ async fn what_it_starts_with_and_what_not() {
     let mut args = world.args();
     args.node_tokens = Some(world.at("nothing"));
     assert!(App::start(&args, None).await.is_err());
+}
+
+/// D10: the types are those of node tunnels; whoever asks for others is told that there are none, and not left waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_that_are_not_served_are_answered_empty() {
+    const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+    let world = World::new();
+    world.policy("80");
+    world.runs("one", true);
+    let app = world.start().await;
+    let mut proxy = world.connect(&app, "token-a", "node-a", &[CLUSTERS, ADDRESS_TYPE_URL]).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let response = proxy.next().await.unwrap();
+        seen.push((response.type_url, response.resources.len()));
+    }
+    seen.sort();
+    assert_eq!(seen, [(CLUSTERS.to_owned(), 0), (ADDRESS_TYPE_URL.to_owned(), 1)]);
+    app.stop().await;
+}
+
+/// D77.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_what_is_sent_and_to_whom() {
+    let world = World::new();
+    world.policy("80");
+    world.runs("one", true);
+    let app = world.start().await;
+    let mut proxy = world.connect(&app, "token-a", "node-a", &[ADDRESS_TYPE_URL]).await.unwrap();
+    proxy.workload().await;
+    let index = page(&app, "/debug/index").await;
+    assert_eq!(index["policies"]["shop/p"]["resource"]["action"], "DENY");
+    assert_eq!(index["policyStatus"][0]["reason"], "Accepted");
+    let generation = index["generation"].as_u64().unwrap();
+    let began = Instant::now();
+    loop {
+        let clients = page(&app, "/debug/clients").await;
+        let acked = clients["clients"][0]["types"][ADDRESS_TYPE_URL]["acked_generation"].as_u64();
+        if acked == Some(generation) {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{clients}");
+        tokio::task::yield_now().await;
+    }
+    app.stop().await;
 }

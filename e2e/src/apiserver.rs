@@ -396,7 +396,8 @@ impl Controller {
     pub fn begin(cluster: &mut Cluster, name: &str, flags: &[&str]) -> Result<Self> {
         let (xds, pages) = (free_port()?, free_port()?);
         let mut command = Command::new(programs::program("controller")?);
-        command.env("KUBECONFIG", cluster.path("kubeconfig")).args(["--source", "kubernetes"]);
+        command.env("KUBECONFIG", cluster.path("kubeconfig"));
+        command.args(["--source", "kubernetes", "--untaint-nodes"]);
         command.args([
             "--listen",
             &format!("127.0.0.1:{xds}"),

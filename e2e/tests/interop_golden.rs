@@ -52,6 +52,7 @@ fn committed_bytes_are_what_the_definitions_encode_to() {
     assert_eq!(interop_go::of(&events, "golden").len(), 1);
 }
 
+/// D02-D07.
 #[test]
 fn every_message_survives_our_decoder_and_encoder() {
     let index = std::fs::read(interop_go::module().join("golden/index.json")).unwrap();
@@ -89,6 +90,7 @@ fn a_changed_byte_is_noticed_by_the_other_side() {
     assert!(failed.unwrap_err().contains("zds-add"));
 }
 
+/// D03, D04, D05.
 #[test]
 fn workload_fields() {
     let workload::Address { r#type: Some(workload::address::Type::Workload(found)) } =
@@ -121,6 +123,7 @@ fn workload_fields() {
     assert_eq!(decode::<workload::Workload>("workload-minimal").capacity, None);
 }
 
+/// D02, D04, D05.
 #[test]
 fn service_fields() {
     let workload::Address { r#type: Some(workload::address::Type::Service(found)) } =
@@ -144,6 +147,7 @@ fn service_fields() {
     assert_eq!(found.extensions[0].name, "example.com/extension");
 }
 
+/// D06.
 #[test]
 fn authorization_fields() {
     let found: security::Authorization = decode("authorization-full");

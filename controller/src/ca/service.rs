@@ -71,8 +71,13 @@ pub struct CaConfig {
 /// Counters of the service; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct CaMetrics {
+    asked: Counter,
     issued: Counter,
     refused: Family<Refused, Counter>,
+    /// Of the refused: who calls is not known.
+    unauthenticated: Counter,
+    /// Of the refused: what is to be signed cannot be read.
+    unreadable: Counter,
 }
 
 /// The service. Make it with [`service`].
@@ -152,6 +157,17 @@ impl CaMetrics {
             "Certificate requests refused, by reason",
             self.refused.clone(),
         );
+        // As dashboards of ambient know them (D78).
+        let known = registry.sub_registry_with_prefix("citadel_server");
+        known.register("csr_count", "Certificate requests received", self.asked.clone());
+        known.register("success_cert_issuance_count", "Workload certificates signed", self.issued.clone());
+        let help = "Certificate requests of callers who are not known";
+        known.register("authentication_failure_count", help, self.unauthenticated.clone());
+        known.register(
+            "csr_parsing_err_count",
+            "Certificate requests that cannot be read",
+            self.unreadable.clone(),
+        );
     }
 
     /// How many certificates were signed.
@@ -186,6 +202,7 @@ impl IstioCertificateService for CaService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
+        self.metrics.asked.inc();
         let (mut node, asked) = (None, impersonated(message.metadata.as_ref()).map(clip));
         let outcome = self.decide(&metadata, &message, &mut node).await;
         outcome.map(Response::new).map_err(|refusal| {
@@ -193,6 +210,11 @@ impl IstioCertificateService for CaService {
             let asked = asked.as_deref().unwrap_or("nobody");
             let reason = refusal.reason();
             self.metrics.refused.get_or_create(&Refused { reason }).inc();
+            match refusal {
+                Refusal::Caller(_) => _ = self.metrics.unauthenticated.inc(),
+                Refusal::Request(_) => _ = self.metrics.unreadable.inc(),
+                _ => {}
+            }
             tracing::warn!(node, asked, reason, "refused a certificate: {refusal}");
             refusal.status()
         })

@@ -5,15 +5,21 @@
 //! only those are translated again, beside the rest of their namespace. When something else changes, everything that is no
 //! workload is translated again, and the workloads of its namespace; when it is for the whole mesh, everything is. Of a waypoint's
 //! Gateway: the workloads that it may be bound to, or that are its own.
+//!
+//! EndpointSlices are the exception: by an address they make a pod of any namespace an endpoint, and whether an address is a pod's
+//! makes a workload of its own of it or not. There are few, so all of them are looked at each time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use culvert_k8s_api::discovery::Endpoint;
 use culvert_k8s_api::labels;
 use culvert_k8s_api::manifest::Manifest;
 use culvert_k8s_api::meta::StringMap;
 use culvert_k8s_api::object::{Kind, Object, ObjectKey};
+use culvert_k8s_api::status::PodStatus;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
@@ -22,10 +28,11 @@ use crate::translate::MeshSettings;
 use crate::translate::waypoints::asked;
 
 /// Kinds that others are translated by: everything but what becomes a workload.
-const CONTEXT: [Kind; 10] = [
+const CONTEXT: [Kind; 11] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Service,
+    Kind::EndpointSlice,
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
@@ -93,6 +100,7 @@ impl Changes {
             Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
             | Kind::Service
+            | Kind::EndpointSlice
             | Kind::ServiceEntry
             | Kind::NetworkPolicy => {
                 changes.context = true;
@@ -117,6 +125,7 @@ impl Changes {
             });
             changes.pods.extend(touched.map(|(name, _)| name.clone()));
         }
+        changes.by_address(before, after);
         for namespace in &namespaces {
             changes.pods.extend(named(&after.objects, Kind::Pod, namespace));
             changes.entries.extend(named(&after.objects, Kind::WorkloadEntry, namespace));
@@ -156,6 +165,25 @@ impl Changes {
         }
     }
 
+    /// What slices lead to: a pod that comes to an address of one or leaves it changes what is beside the pods; and what is beside
+    /// them can be told only with every pod at such an address.
+    fn by_address(&mut self, before: &World, after: &World) {
+        let mut sliced: HashSet<IpAddr> = addresses(&before.objects).collect();
+        sliced.extend(addresses(&after.objects));
+        if sliced.is_empty() {
+            return;
+        }
+        let at = |status: &PodStatus| status.pod_ips.iter().any(|ip| sliced.contains(ip));
+        self.context |= self
+            .pods
+            .iter()
+            .any(|name| before.pods.get(name).is_some_and(at) || after.pods.get(name).is_some_and(at));
+        if self.context {
+            self.pods
+                .extend(after.pods.iter().filter(|(_, status)| at(status)).map(|(name, _)| name.clone()));
+        }
+    }
+
     /// The part of the world that is to be translated again, with all that it is translated by.
     pub fn part(&self, world: &World, settings: &MeshSettings) -> World {
         let mut part = World::default();
@@ -184,12 +212,23 @@ impl Changes {
             });
         }
         for kind in CONTEXT {
-            if self.context || EVERYWHERE.contains(&kind) {
+            if self.context || kind == Kind::EndpointSlice || EVERYWHERE.contains(&kind) {
                 let all = of(&world.objects, kind, None);
                 part.objects.extend(all.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))));
             } else {
                 let near = namespaces.iter().flat_map(|namespace| of(&world.objects, kind, Some(namespace)));
                 part.objects.extend(near.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))));
+            }
+        }
+        for manifest in part.objects.clone().values() {
+            if let Object::EndpointSlice(slice) = &manifest.object
+                && let Some(service) = slice.service()
+            {
+                let (namespace, name) = (slice.metadata.namespace.clone(), service.to_owned());
+                let key = ObjectKey { kind: Kind::Service, namespace, name };
+                if let Some(manifest) = world.objects.get(&key) {
+                    part.objects.insert(key, Arc::clone(manifest));
+                }
             }
         }
         if self.context {
@@ -220,6 +259,17 @@ fn keys<'a, 'b, V: 'a + 'b>(
 fn labels_of<'a>(world: &'a World, namespace: &str) -> Option<&'a StringMap> {
     let key = ObjectKey { kind: Kind::Namespace, namespace: String::new(), name: namespace.to_owned() };
     world.objects.get(&key).map(|it| &it.object.metadata().labels)
+}
+
+/// Where the slices in force lead.
+fn addresses(objects: &OrdMap<ObjectKey, Arc<Manifest>>) -> impl Iterator<Item = IpAddr> {
+    of(objects, Kind::EndpointSlice, None).flat_map(|(_, manifest)| {
+        let endpoints = match &manifest.object {
+            Object::EndpointSlice(slice) => slice.endpoints.as_slice(),
+            _ => &[],
+        };
+        endpoints.iter().filter_map(Endpoint::ip)
+    })
 }
 
 fn named(objects: &OrdMap<ObjectKey, Arc<Manifest>>, kind: Kind, namespace: &str) -> Vec<Name> {

@@ -21,7 +21,7 @@ struct Edit {
 }
 
 fn edits() -> impl Strategy<Value = Vec<Vec<Edit>>> {
-    let edit = (0u8..15, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
+    let edit = (0u8..16, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
         |(what, namespace, name, look, remove)| Edit {
             what,
             namespace: NAMESPACES[namespace],
@@ -99,8 +99,10 @@ fn manifest(edit: &Edit) -> String {
             meta("p")
         ),
         1 => format!(
-            "apiVersion: v1\nkind: Service\n{}\nspec: {{clusterIP: 198.18.128.{name}, selector: {{app: l{look}}}, ports: [{{port: 80, targetPort: web}}]}}",
-            meta("s")
+            "apiVersion: v1\nkind: Service\n{}\nspec: {{clusterIP: 198.18.128.{name}, {}ports: [{{port: 80, targetPort: web}}]}}",
+            meta("s"),
+            // Without a selector slices say where it leads.
+            if look % 2 == 0 { format!("selector: {{app: l{look}}}, ") } else { String::new() }
         ),
         2 => format!(
             "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{}\nspec: {{hosts: [h{look}.example], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: STATIC, {}}}",
@@ -145,6 +147,16 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
             if look % 2 == 0 { "workload" } else { "all" }
         ),
+        15 => {
+            let target = if look % 2 == 0 {
+                format!(", targetRef: {{kind: Pod, name: p{name}, namespace: b}}")
+            } else {
+                String::new()
+            };
+            format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: x{name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{name}}}}}\naddressType: IPv4\nports: [{{port: 808{look}}}]\nendpoints: [{{addresses: [10.0.1.{name}]{target}}}, {{addresses: [192.0.2.{name}], conditions: {{ready: false}}}}]"
+            )
+        }
         6 => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
         ),

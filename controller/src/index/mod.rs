@@ -7,7 +7,7 @@ use culvert_k8s_api::manifest::{FileError, Manifest, Note};
 use culvert_k8s_api::object::ObjectKey;
 use culvert_k8s_api::status::{PodStatus, RedirectionStatus, ServiceStatus};
 use culvert_proto::security::Authorization;
-use culvert_proto::workload::Address;
+use culvert_proto::workload::{Address, address};
 
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use culvert_xds::resources::{Resource, ResourceSet};
@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Workloads and services.
     pub addresses: OrdMap<String, Versioned<Address>>,
+    /// How many of them are services.
+    pub services: usize,
     /// Policies.
     pub policies: OrdMap<String, Versioned<Authorization>>,
     /// The same, encoded.
@@ -141,6 +143,7 @@ impl Index {
         let workloads: BTreeSet<String> = translate::of_workload_objects(&part, &self.settings).collect();
         if whole {
             gone.extend(std::mem::take(&mut self.others));
+            next.services = addresses.values().filter(|it| is_service(it)).count();
             self.others = addresses.keys().filter(|name| !workloads.contains(*name)).cloned().collect();
         } else {
             // What is beside the workloads was translated in part only.
@@ -156,6 +159,10 @@ impl Index {
             next.translation = Arc::new(made);
         }
     }
+}
+
+fn is_service(message: &Address) -> bool {
+    matches!(message.r#type, Some(address::Type::Service(_)))
 }
 
 /// Replaces what differs, and removes of `gone` what was not made again. What did not change keeps its version without being

@@ -21,6 +21,7 @@ pub mod duties;
 pub mod lease;
 pub mod review;
 pub mod root;
+pub mod taint;
 pub mod trust;
 
 /// Who this replica is.

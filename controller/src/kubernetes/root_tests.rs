@@ -65,7 +65,7 @@ async fn replicas_that_start_together_have_one_root() {
     assert_eq!(open().await.unwrap().authority().root_pem(), pems[0], "a later one takes it too");
 }
 
-/// D52: what is plugged in wins, and the root before it stays trusted until its Secret is deleted.
+/// D55. D52: what is plugged in wins, and the root before it stays trusted until its Secret is deleted.
 #[tokio::test]
 async fn a_plugged_in_root_wins_and_the_one_before_is_trusted_still() {
     let fake = Fake::default();

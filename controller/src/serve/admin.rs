@@ -1,6 +1,6 @@
 //! Metrics, readiness and what a person asks when something is not as expected.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use culvert_runtime::admin::{AdminServer, json};
 use culvert_runtime::metrics::Metrics;
@@ -17,13 +17,13 @@ use crate::translate::render;
 /// The xDS server as it is used here.
 pub type Xds = DeltaServer<watch::Receiver<Arc<ResourceSet>>>;
 
-/// The pages of the metrics port.
+/// The pages of the metrics port. They are served before there is anything to show: `xds` is set when that begins.
 pub fn pages(
     readiness: Readiness,
     metrics: &Metrics,
     filter: Option<&FilterHandle>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    xds: Xds,
+    xds: Arc<OnceLock<Xds>>,
 ) -> AdminServer {
     let errors = snapshots.clone();
     let mut server = AdminServer::new()
@@ -41,7 +41,8 @@ pub fn pages(
             })))
         })
         .route("GET", "/debug/clients", "connected proxies and what each has acknowledged", move |_| {
-            std::future::ready(json(&value!({ "clients": xds.clients() })))
+            let clients = xds.get().map(Xds::clients).unwrap_or_default();
+            std::future::ready(json(&value!({ "clients": clients })))
         });
     if let Some(filter) = filter {
         server = server.logging(filter);

@@ -96,6 +96,7 @@ mod tests {
         Node { metadata: Some(Struct { fields: [(NODE_NAME.to_owned(), value)].into() }), ..Node::default() }
     }
 
+    /// D15.
     #[tokio::test]
     async fn a_token_and_a_claim_must_agree() {
         let dir = tempfile::tempdir().unwrap();

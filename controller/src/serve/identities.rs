@@ -51,6 +51,7 @@ mod tests {
     use super::*;
     use crate::index::by_key;
 
+    /// D50.
     #[test]
     fn only_a_pod_that_has_not_ended_on_that_node_counts() {
         let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {serviceAccountName: a, containers: [{name: c}]}\n";

@@ -19,6 +19,7 @@ mod pods;
 mod policy;
 pub mod render;
 mod services;
+mod slices;
 pub mod version;
 mod view;
 mod vip;
@@ -107,7 +108,9 @@ pub fn translate(world: &World, vips: &BTreeMap<String, Ipv4Addr>, settings: &Me
     let targets = services::targets(&view, &entries);
     services::convert_all(&view, &mut out);
     let restricted = NetworkPolicies::new(&view, &mut out);
-    pods::convert_all(&view, &targets, &names, &restricted, &mut out);
+    let slices = slices::Slices::new(&view, &mut out);
+    pods::convert_all(&view, &targets, &slices, &names, &restricted, &mut out);
+    slices.convert_others(&view, &mut out);
     entries::convert_all(&view, &entries, &targets, &names, &mut out);
     out
 }

@@ -10,6 +10,7 @@ use culvert_proto::workload as proto;
 use super::endpoints::{Endpoint, Targets};
 use super::network_policy::NetworkPolicies;
 use super::services::ip_bytes;
+use super::slices::Slices;
 use super::view::View;
 use super::waypoints::{Asks, Traffic};
 use super::{Names, Translation};
@@ -18,6 +19,7 @@ use super::{Names, Translation};
 pub(super) fn convert_all(
     view: &View<'_>,
     targets: &Targets<'_>,
+    slices: &Slices<'_>,
     names: &Names,
     restricted: &NetworkPolicies<'_>,
     out: &mut Translation,
@@ -30,6 +32,7 @@ pub(super) fn convert_all(
         }
         let mut workload = convert(view, pod, status);
         workload.services = targets.of(namespace, &pod.metadata.labels, Endpoint::Pod(pod));
+        workload.services.extend(slices.of(namespace, name));
         workload.authorization_policies = names.of(namespace, &pod.metadata.labels);
         // A pod without a network of its own is nobody's to hand a connection to.
         if !pod.spec.host_network {
@@ -81,7 +84,7 @@ pub(super) fn tunnel(hbone: bool) -> proto::TunnelProtocol {
     if hbone { proto::TunnelProtocol::Hbone } else { proto::TunnelProtocol::None }
 }
 
-fn health(healthy: bool) -> proto::WorkloadStatus {
+pub(super) fn health(healthy: bool) -> proto::WorkloadStatus {
     if healthy { proto::WorkloadStatus::Healthy } else { proto::WorkloadStatus::Unhealthy }
 }
 
@@ -101,7 +104,7 @@ fn first<'a>(of: &'a StringMap, names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|name| of.get(*name)).map(String::as_str).filter(|value| !value.is_empty())
 }
 
-fn node_locality(view: &View<'_>, node: &str) -> Option<proto::Locality> {
+pub(super) fn node_locality(view: &View<'_>, node: &str) -> Option<proto::Locality> {
     let of = &view.nodes.get(node)?.metadata.labels;
     let label = |name: &str| of.get(name).cloned().unwrap_or_default();
     let locality = proto::Locality {

@@ -158,12 +158,13 @@ fn pods() -> World {
         .service("shop", "web", &["198.18.128.5", "fd00:18:80::5"])
 }
 
+/// D01, D08, D19, D21, D22, D23, D25, D28.
 #[test]
 fn pods_and_services() {
     insta::assert_snapshot!(shown(&run(&pods())));
 }
 
-/// C10: and which of them speak HBONE.
+/// C10, D17, D18, D19: and which of them speak HBONE.
 #[test]
 fn which_pods_are_sent_and_healthy() {
     let uid = "Kubernetes//Pod/shop/web-v1";
@@ -183,6 +184,7 @@ fn which_pods_are_sent_and_healthy() {
     assert_eq!(workload(&translation, uid).tunnel_protocol().as_str_name(), "NONE");
 }
 
+/// D24, D25.
 #[test]
 fn load_balancing() {
     let service = |spec: &str, annotation: &str, namespace: &str| {
@@ -261,6 +263,7 @@ fn one_services_health_policy_is_not_anothers() {
     assert_eq!((page.matches("ALLOW_ALL").count(), page.matches("ONLY_HEALTHY").count()), (1, 1), "{page}");
 }
 
+/// D23, D01, D08, D20, D26, D27, D29.
 #[test]
 fn entries() {
     let text = include_str!("testdata/entries.yaml");
@@ -268,7 +271,18 @@ fn entries() {
     insta::assert_snapshot!(shown(&run(&world)));
 }
 
-/// R14. Z66.
+/// D20, D22, D23.
+#[test]
+fn slices() {
+    let text = include_str!("testdata/slices.yaml");
+    let world = world(text)
+        .running("data", "db-0", "node-a", &["100.64.1.9", "fd00:64:1::9"])
+        .running("system", "server", "node-a", &["198.18.0.11"])
+        .enrolled("node-a", "db-0", Redirection::Enabled);
+    insta::assert_snapshot!(shown(&run(&world)));
+}
+
+/// D31-D37. R14. Z66.
 #[test]
 fn policies() {
     let text = include_str!("testdata/policies.yaml");
@@ -313,7 +327,7 @@ fn peer(namespace: &str, name: &str, selector: bool, mode: Option<&str>, ports: 
     if text.ends_with("spec:\n") { text.replace("spec:\n", "spec: {}\n") } else { text }
 }
 
-/// TRAP10. The effective mode for each combination of levels, as the policies that enforce it (D39 to D42).
+/// D39-D43. TRAP10. The effective mode for each combination of levels, as the policies that enforce it (D39 to D42).
 #[test]
 fn modes_by_level() {
     const STATIC: &str = "istio-system/istio_converted_static_strict";
@@ -389,6 +403,7 @@ fn modes_by_level() {
     }
 }
 
+/// D42.
 #[test]
 fn of_several_at_one_level_the_oldest_wins() {
     let peer = |name: &str, created: &str, mode: &str| {
@@ -412,6 +427,7 @@ fn of_several_at_one_level_the_oldest_wins() {
     assert_eq!(said, [("a", "Shadowed"), ("b", "Shadowed"), ("z", "Accepted")]);
 }
 
+/// D35.
 #[test]
 fn a_value_that_no_loader_checked_denies_rather_than_being_skipped() {
     let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: n}\nspec: {rules: [{when: [{key: source.ip, values: [10.0.0.0/8]}]}]}\n";
@@ -434,6 +450,7 @@ proptest! {
         let entries = world(include_str!("testdata/entries.yaml"));
         shuffled.objects.extend(entries.objects);
         shuffled.objects.extend(world(include_str!("testdata/policies.yaml")).objects);
+        shuffled.objects.extend(world(include_str!("testdata/slices.yaml")).objects);
         let straight = run(&shuffled);
         let mut state = seed;
         let mut objects: Vec<_> = shuffled.objects.values().cloned().collect();

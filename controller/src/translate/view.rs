@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use culvert_k8s_api::core::{Node, Pod, Service};
+use culvert_k8s_api::discovery::EndpointSlice;
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
 use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
@@ -14,7 +15,7 @@ use super::waypoints::Gateways;
 use crate::index::World;
 
 /// Name within a namespace: `(namespace, name)`.
-type Key<'a> = (&'a str, &'a str);
+pub(super) type Key<'a> = (&'a str, &'a str);
 
 pub(super) struct View<'a> {
     pub world: &'a World,
@@ -23,6 +24,7 @@ pub(super) struct View<'a> {
     pub nodes: BTreeMap<&'a str, &'a Node>,
     pub pods: BTreeMap<Key<'a>, &'a Pod>,
     pub services: BTreeMap<Key<'a>, &'a Service>,
+    pub slices: BTreeMap<Key<'a>, &'a EndpointSlice>,
     pub policies: BTreeMap<Key<'a>, &'a AuthorizationPolicy>,
     pub peers: BTreeMap<Key<'a>, &'a PeerAuthentication>,
     pub service_entries: BTreeMap<Key<'a>, &'a ServiceEntry>,
@@ -60,6 +62,7 @@ impl<'a> View<'a> {
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
+            slices: BTreeMap::new(),
             policies: BTreeMap::new(),
             peers: BTreeMap::new(),
             service_entries: BTreeMap::new(),
@@ -85,6 +88,9 @@ impl<'a> View<'a> {
             }
             Object::Service(it) => {
                 self.services.insert(key, it);
+            }
+            Object::EndpointSlice(it) => {
+                self.slices.insert(key, it);
             }
             Object::AuthorizationPolicy(it) => {
                 self.policies.insert(key, it);

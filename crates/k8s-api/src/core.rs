@@ -27,6 +27,28 @@ pub struct ServiceAccount {
 pub struct Node {
     /// Name and labels.
     pub metadata: ObjectMeta,
+    /// What keeps pods away from it.
+    #[serde(default)]
+    pub spec: NodeSpec,
+}
+
+/// `spec` of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// What a pod must tolerate to come here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+}
+
+/// A taint of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Its name.
+    pub key: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
 }
 
 /// v1 Pod.

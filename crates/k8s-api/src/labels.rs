@@ -90,3 +90,13 @@ pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution
 pub const DRY_RUN: &str = "istio.io/dry-run";
 /// Set by Kubernetes on each namespace; selects it by name.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Taints of a node whose agent was not ready yet (C84): ambient's, and ours.
+pub const NOT_READY: [&str; 2] = ["cni.istio.io/not-ready", "culvert.dev/not-ready"];
+
+/// On an EndpointSlice: the Service it is of.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// On an EndpointSlice: who writes it.
+pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// The value of [`SLICE_MANAGED_BY`] on slices that Kubernetes makes of the pods that a Service selects.
+pub const SLICE_OF_SELECTOR: &str = "endpointslice-controller.k8s.io";

@@ -4,6 +4,7 @@
 //! ([`security`], [`networking`]) refuse an unknown field in their `spec`: one that is skipped there may fail open.
 //! No client and no clock; [`manifest`] is the only module that touches a file system.
 pub mod core;
+pub mod discovery;
 pub mod enrolment;
 pub mod gateway;
 pub mod labels;

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Namespace, Node, Pod, PodSpec, Service, ServiceAccount, ServiceSpec};
+use crate::core::{Namespace, Node, NodeSpec, Pod, PodSpec, Service, ServiceAccount, ServiceSpec};
+use crate::discovery::{self, EndpointSlice};
 use crate::gateway::{Gateway, GatewayClass, GatewayClassSpec, GatewaySpec, WrittenStatus};
 use crate::manifest::de::{FieldError, Nulls, from_node};
 use crate::manifest::tree::{self, Value, path_key};
@@ -28,6 +29,7 @@ pub enum Object {
     Node(Node),
     Pod(Box<Pod>),
     Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
     ServiceEntry(Box<ServiceEntry>),
@@ -47,6 +49,7 @@ pub enum Kind {
     Node,
     Pod,
     Service,
+    EndpointSlice,
     AuthorizationPolicy,
     PeerAuthentication,
     ServiceEntry,
@@ -127,6 +130,7 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
@@ -146,6 +150,7 @@ impl Object {
             Self::Node(it) => &it.metadata,
             Self::Pod(it) => &it.metadata,
             Self::Service(it) => &it.metadata,
+            Self::EndpointSlice(it) => &it.metadata,
             Self::AuthorizationPolicy(it) => &it.metadata,
             Self::PeerAuthentication(it) => &it.metadata,
             Self::ServiceEntry(it) => &it.metadata,
@@ -179,7 +184,11 @@ impl Object {
             ("", "v1", "Namespace") => {
                 Ok(Self::Namespace(Namespace { metadata: metadata(document, false)? }))
             }
-            ("", "v1", "Node") => Ok(Self::Node(Node { metadata: metadata(document, false)? })),
+            ("", "v1", "Node") => {
+                let spec =
+                    if document.get("spec").is_some() { core_spec(document)? } else { NodeSpec::default() };
+                Ok(Self::Node(Node { metadata: metadata(document, false)?, spec }))
+            }
             ("", "v1", "ServiceAccount") => {
                 Ok(Self::ServiceAccount(ServiceAccount { metadata: metadata(document, true)? }))
             }
@@ -193,6 +202,10 @@ impl Object {
                     spec: core_spec::<ServiceSpec>(document)?,
                 };
                 checked(|checks| check_service(&service, checks)).map(|()| Self::Service(Box::new(service)))
+            }
+            ("discovery.k8s.io", "discovery.k8s.io/v1", "EndpointSlice") => {
+                let slice = endpoint_slice(document)?;
+                checked(|checks| slice.check(checks)).map(|()| Self::EndpointSlice(Box::new(slice)))
             }
             ("security.istio.io" | "networking.istio.io", _, _) => {
                 Self::decode_mesh(document, api_version, kind)
@@ -418,6 +431,15 @@ fn check_service(service: &Service, checks: &mut Checks) {
             checks.fail(format!("{path}.port"), port.port, "is there twice", "");
         }
     }
+}
+
+/// It has its fields beside `metadata`.
+fn endpoint_slice(document: &tree::Node) -> Result<EndpointSlice, DecodeError> {
+    let metadata = metadata(document, true)?;
+    let shape = |error| DecodeError::Shape { prefix: "", error };
+    let discovery::Fields { address_type, endpoints, ports } =
+        from_node(document, Nulls::Absent).map_err(shape)?;
+    Ok(EndpointSlice { metadata, address_type, endpoints, ports })
 }
 
 fn core_spec<T: DeserializeOwned + Default>(document: &tree::Node) -> Result<T, DecodeError> {

@@ -113,7 +113,7 @@ impl AdminServer {
     #[must_use]
     pub fn readiness(self, readiness: Readiness) -> Self {
         self.route("GET", "/healthz/ready", "whether this process is ready, or what is pending", move |_| {
-            let pending = readiness.pending();
+            let pending = readiness.described();
             let response = if pending.is_empty() {
                 text(StatusCode::OK, "ready\n")
             } else {

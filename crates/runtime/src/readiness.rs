@@ -24,7 +24,14 @@ pub struct Task {
 #[derive(Debug, Default)]
 struct Pending {
     next_id: u64,
-    names: BTreeMap<u64, &'static str>,
+    tasks: BTreeMap<u64, Unfinished>,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    name: &'static str,
+    /// What it waits for; empty if it does not say.
+    detail: String,
 }
 
 impl Readiness {
@@ -40,7 +47,7 @@ impl Readiness {
         self.pending.send_modify(|pending| {
             id = pending.next_id;
             pending.next_id += 1;
-            pending.names.insert(id, name);
+            pending.tasks.insert(id, Unfinished { name, detail: String::new() });
         });
         Task { pending: self.pending.clone(), id }
     }
@@ -48,20 +55,30 @@ impl Readiness {
     /// The names of tasks that are not done, in order of registration.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        self.pending.borrow().names.values().copied().collect()
+        self.pending.borrow().tasks.values().map(|task| task.name).collect()
+    }
+
+    /// The same for a person: `name`, or `name: what it waits for`.
+    #[must_use]
+    pub fn described(&self) -> Vec<String> {
+        let described = |task: &Unfinished| match task.detail.as_str() {
+            "" => task.name.to_owned(),
+            detail => format!("{}: {detail}", task.name),
+        };
+        self.pending.borrow().tasks.values().map(described).collect()
     }
 
     /// Whether no task is pending.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.pending.borrow().names.is_empty()
+        self.pending.borrow().tasks.is_empty()
     }
 
     /// Resolves when no task is pending. Cancel safe.
     pub async fn ready(&self) {
         let mut pending = self.pending.subscribe();
         // The sender is in `self`, so it cannot be gone.
-        let _ = pending.wait_for(|pending| pending.names.is_empty()).await;
+        let _ = pending.wait_for(|pending| pending.tasks.is_empty()).await;
     }
 }
 
@@ -74,13 +91,23 @@ impl Default for Readiness {
 impl Task {
     /// Says that the task is done.
     pub fn done(self) {}
+
+    /// Says what it waits for now, in place of what it said before.
+    pub fn waits_for(&self, detail: impl Into<String>) {
+        let detail = detail.into();
+        self.pending.send_if_modified(|pending| {
+            let Some(task) = pending.tasks.get_mut(&self.id) else { return false };
+            task.detail = detail;
+            false
+        });
+    }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
         self.pending.send_modify(|pending| {
-            if let Some(name) = pending.names.remove(&self.id) {
-                tracing::debug!(task = name, left = pending.names.len(), "start-up task done");
+            if let Some(task) = pending.tasks.remove(&self.id) {
+                tracing::debug!(task = task.name, left = pending.tasks.len(), "start-up task done");
             }
         });
     }
@@ -105,6 +132,19 @@ mod tests {
         drop(listeners);
         assert!(readiness.is_ready());
         assert_eq!(readiness.ready().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn a_task_says_what_it_waits_for() {
+        let readiness = Readiness::new();
+        let lists = readiness.register("first lists");
+        assert_eq!(readiness.described(), ["first lists"]);
+        lists.waits_for("pods, services");
+        lists.waits_for("services");
+        assert_eq!(readiness.described(), ["first lists: services"]);
+        assert_eq!(readiness.pending(), ["first lists"]);
+        lists.done();
+        assert!(readiness.is_ready());
     }
 
     #[tokio::test]

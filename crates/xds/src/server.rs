@@ -79,6 +79,9 @@ pub trait ServerObserver: Send + Sync + 'static {
 
     /// A response was answered.
     fn answered(&self, _type_url: &str, _answer: &Answer) {}
+
+    /// A client has all of a generation, or refused what it has not. `before` is the last that it had, `None` of a new stream.
+    fn converged(&self, _before: Option<u64>, _generation: u64) {}
 }
 
 /// Counts nothing.
@@ -101,8 +104,23 @@ pub struct Limits {
     pub first_request: Duration,
     /// From a response to its answer; ours answer within 5 s. A client that is slower loses its stream.
     pub answer: Duration,
-    /// Streams are ended at this age, so that clients spread over the servers and present fresh credentials (D16).
+    /// Streams are ended at about this age, a tenth more or less so that they do not all come back at once: clients spread over the
+    /// servers that way, and present fresh credentials (D16).
     pub max_age: Duration,
+}
+
+impl Limits {
+    /// The age of the youngest stream that is ended for its age. A connection has to be told of its end by then: over one that is
+    /// not, the next stream comes to the same server.
+    #[must_use]
+    pub fn youngest(&self) -> Duration {
+        self.max_age.mul_f64(0.9)
+    }
+
+    /// The age at which a stream is ended, for a number between 0 and 1.
+    fn age(&self, share: f64) -> Duration {
+        self.max_age.mul_f64(0.2f64.mul_add(share, 0.9))
+    }
 }
 
 impl Default for Limits {
@@ -240,7 +258,7 @@ struct Listed<V> {
 impl<V: View> Stream<V> {
     async fn run(mut self, metadata: &MetadataMap) {
         let drain = self.shared.drain.clone();
-        let max_age = self.shared.limits.max_age;
+        let max_age = self.shared.limits.age(fastrand::f64());
         let outcome = tokio::select! {
             _ = drain.started() => Err(Status::unavailable("shutting down")),
             outcome = timeout(max_age, self.serve(metadata)) => outcome.unwrap_or(Ok(())),
@@ -267,11 +285,16 @@ impl<V: View> Stream<V> {
         let mut latest = sets.borrow_and_update().clone();
         let mut state = StreamState::new(limits.stream, generations, latest.clone());
         self.received(&mut state, first)?;
+        let mut converged = None;
         loop {
             while let Some(response) = state.next(&latest, Instant::now()) {
                 self.send(response)?;
             }
             listed.update(&state);
+            if let Some(generation) = state.converged().filter(|it| converged != Some(*it)) {
+                self.shared.observer.converged(converged, generation);
+                converged = Some(generation);
+            }
             let answer_due = state.waiting_since().map(|since| since + limits.answer);
             let overdue = async {
                 match answer_due {
@@ -340,5 +363,24 @@ impl<V> Drop for Listed<V> {
     fn drop(&mut self) {
         self.shared.clients.lock().by_id.remove(&self.id);
         self.shared.observer.stream(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// D16.
+    #[test]
+    fn streams_end_at_about_half_an_hour_and_none_before_its_connection_is_told_to() {
+        let limits = Limits::default();
+        let ages: Vec<Duration> = [0.0, 0.5, 1.0].into_iter().map(|share| limits.age(share)).collect();
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let close = |one: Duration, other: Duration| one.abs_diff(other) < Duration::from_millis(1);
+        assert!(
+            close(ages[0], minutes(27)) && close(ages[1], minutes(30)) && close(ages[2], minutes(33)),
+            "{ages:?}"
+        );
+        assert!(limits.youngest() <= ages[0]);
     }
 }

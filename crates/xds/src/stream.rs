@@ -179,6 +179,13 @@ impl StreamState {
         None
     }
 
+    /// The generation that the client has completely, if nothing of it is on the way or to be sent.
+    #[must_use]
+    pub fn converged(&self) -> Option<u64> {
+        let idle = !self.types.is_empty() && self.types.values().all(TypeState::is_idle);
+        idle.then_some(self.target.generation)
+    }
+
     /// When the response that has waited longest for its answer was sent.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Instant> {

@@ -44,6 +44,7 @@ fn expect(response: Option<&DeltaDiscoveryResponse>, generation: &str, added: &[
     assert_eq!(response.map(brief), Some((generation.to_owned(), text(added), text(removed))));
 }
 
+/// D13.
 #[test]
 fn sends_only_what_the_client_lacks() {
     let latest = set(4, &[("new", "1"), ("same", "1"), ("changed", "2"), ("unsure", "1")], &[]);
@@ -79,6 +80,7 @@ fn a_first_subscription_is_answered_even_if_nothing_is_lacking() {
     expect(asking.next(&latest, Instant::now()).as_ref(), "culvert/5", &[], &[]);
 }
 
+/// D12.
 #[test]
 fn updates_during_flight_are_merged_and_types_move_together() {
     let first = set(1, &[("x", "1")], &[("p", "1")]);
@@ -145,6 +147,7 @@ fn large_pushes_are_split_and_marked() {
     assert_eq!(stream.status()[A].acked_generation, Some(5));
 }
 
+/// D11.
 #[test]
 fn names_can_be_subscribed_one_by_one() {
     let first = set(1, &[("x", "1"), ("y", "1")], &[]);

@@ -235,7 +235,7 @@ fn named<'a>(events: &'a [Value], name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no {name} in {events:#?}"))
 }
 
-/// Z95.
+/// D01, D08, D11, D13, D14, Z95.
 #[test]
 fn istios_client_reads_every_resource_once() {
     let control = Control::start();
@@ -281,6 +281,7 @@ fn an_empty_mesh_is_answered_too() {
     assert_eq!(interop_go::of(&events, "synced")[0]["addresses"], 0);
 }
 
+/// D13.
 #[test]
 fn a_change_on_disk_arrives_at_istios_client() {
     let control = Control::start();
@@ -316,7 +317,7 @@ fn a_proxy_is_believed_only_with_its_nodes_token() {
     assert!(other.contains("PermissionDenied") || other.contains("Unauthenticated"), "{other}");
 }
 
-/// TRAP15.
+/// D07, D50, TRAP15.
 #[test]
 fn istios_client_gets_certificates_of_its_own_node_only() {
     let control = Control::start();

@@ -121,6 +121,7 @@ proptest::proptest! {
     }
 }
 
+/// D52.
 #[test]
 fn the_root_outlives_restarts() {
     let dir = tempfile::tempdir().unwrap();

@@ -141,7 +141,7 @@ async fn a_node_gets_certificates_of_its_pods_end_to_end() {
     assert_eq!(world.metrics.issued(), 1);
 }
 
-/// TRAP15.
+/// D50, D51, TRAP15.
 #[tokio::test]
 async fn a_node_gets_no_certificate_of_anothers_pod() {
     let world = World::new();
@@ -170,6 +170,7 @@ async fn a_forged_token_gets_nothing() {
     assert_eq!((world.metrics.issued(), world.metrics.refused("caller")), (0, 1));
 }
 
+/// D51.
 #[tokio::test]
 async fn what_a_caller_sees_does_not_tell_why() {
     let world = World::new();
@@ -212,6 +213,7 @@ async fn a_bad_request_is_refused_without_a_lesson() {
     assert_eq!(world.metrics.refused("request"), 3);
 }
 
+/// D53.
 #[tokio::test]
 async fn lifetimes_are_cut_and_defaulted() {
     let mut world = World::new();
@@ -249,6 +251,7 @@ async fn one_node_cannot_use_up_what_is_for_all() {
     assert_eq!(world.metrics.refused("rate"), 1);
 }
 
+/// D78.
 #[test]
 fn the_counters_have_names() {
     let metrics = CaMetrics::default();
@@ -257,9 +260,14 @@ fn the_counters_have_names() {
     assert_eq!(metrics.refused("rate"), 0);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    for name in
-        ["culvert_ca_certificates_issued_total 0", "culvert_ca_requests_refused_total{reason=\"rate\"} 0"]
-    {
+    for name in [
+        "culvert_ca_certificates_issued_total 0",
+        "culvert_ca_requests_refused_total{reason=\"rate\"} 0",
+        "citadel_server_csr_count_total 0",
+        "citadel_server_success_cert_issuance_count_total 0",
+        "citadel_server_authentication_failure_count_total 0",
+        "citadel_server_csr_parsing_err_count_total 0",
+    ] {
         assert!(text.contains(name), "{text}");
     }
 }

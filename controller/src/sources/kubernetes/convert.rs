@@ -97,6 +97,9 @@ pub fn convert(kind: &Watched, object: DynamicObject) -> Result<Converted, Refus
         redirection = redirection_of(&metadata);
         slim(it);
     }
+    if let Object::Node(it) = &mut manifest.object {
+        it.spec.taints.retain(|taint| labels::NOT_READY.contains(&taint.key.as_str()));
+    }
     Ok(Converted { manifest: Arc::new(manifest), pod, redirection })
 }
 

@@ -1,7 +1,10 @@
 //! What is watched: kinds that every cluster has, and those whose definition is there.
 
-use culvert_k8s_api::{Kind, network_policy};
+use std::collections::BTreeSet;
+
+use culvert_k8s_api::{Kind, labels, network_policy};
 use kube::Client;
+use kube::core::discovery::v2::{APIGroupDiscoveryList, APIResourceDiscovery, APIVersionDiscovery};
 use kube::core::{ApiResource, GroupVersionKind};
 
 /// A kind to watch.
@@ -37,6 +40,14 @@ impl Watched {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
+    /// What is asked of the API server, if not all of it. Of a Service with a selector Kubernetes writes slices of the pods that are
+    /// read anyway: in most clusters all slices but a few, and more of them than Services.
+    pub fn labels(&self) -> Option<String> {
+        let slices =
+            format!("{},{}!={}", labels::SERVICE_NAME, labels::SLICE_MANAGED_BY, labels::SLICE_OF_SELECTOR);
+        (self.is == Kind::EndpointSlice).then_some(slices)
+    }
+
     /// For the client.
     pub fn resource(&self) -> ApiResource {
         let kind = GroupVersionKind::gvk(&self.group, &self.version, &self.kind);
@@ -59,57 +70,169 @@ pub fn builtin() -> Vec<Watched> {
         kind("", "Node", "nodes", Kind::Node),
         kind("", "Pod", "pods", Kind::Pod),
         kind("", "Service", "services", Kind::Service),
+        kind("discovery.k8s.io", "EndpointSlice", "endpointslices", Kind::EndpointSlice),
         kind("networking.k8s.io", "NetworkPolicy", "networkpolicies", Kind::NetworkPolicy),
     ]
 }
 
-/// What is defined besides. One request for the groups and one for each group that may hold something.
+/// What one look at the API server's list of what it serves tells.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Defined {
+    /// What is to be watched besides [`builtin`].
+    pub kinds: Vec<Watched>,
+    /// Groups of which the API server does not know now what they hold: what was watched of them is watched still.
+    pub unknown: BTreeSet<String>,
+}
+
+/// Why nothing is known.
+#[derive(Debug, thiserror::Error)]
+pub enum DefinedError {
+    /// The API server did not answer.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// It answers in the form of old: then nothing is taken to be gone.
+    #[error("the API server does not list all kinds at once, as Kubernetes does from 1.27 on")]
+    Old,
+}
+
+/// What is defined besides, by one request.
 ///
 /// # Errors
-/// If the API server does not answer: then nothing is known to have gone either.
-pub async fn defined(client: &Client) -> Result<Vec<Watched>, kube::Error> {
-    let mut found = Vec::new();
-    for group in client.list_api_groups().await?.groups {
-        let served: Vec<&str> = group.versions.iter().map(|it| it.version.as_str()).collect();
-        let wanted: Vec<_> = MESH.iter().filter(|(of, ..)| *of == group.name).collect();
+/// If the API server does not answer, or not with what it serves: then nothing is known to have gone either.
+pub async fn defined(client: &Client) -> Result<Defined, DefinedError> {
+    let list = client.list_api_groups_aggregated().await?;
+    // No API server is without groups of its own.
+    if list.items.is_empty() { Err(DefinedError::Old) } else { Ok(of(&list)) }
+}
+
+fn of(list: &APIGroupDiscoveryList) -> Defined {
+    let mut found = Defined::default();
+    for group in &list.items {
+        let Some(name) = group.metadata.as_ref().and_then(|it| it.name.as_deref()) else { continue };
+        let mesh: Vec<_> = MESH.iter().filter(|(of, ..)| *of == name).collect();
         // The API server's own groups hold none; `policy.networking.k8s.io` is a definition.
-        let own = !group.name.contains('.')
-            || (group.name.ends_with(".k8s.io") && group.name != "policy.networking.k8s.io");
-        let versions: Vec<String> = if !wanted.is_empty() {
-            let read = ["v1", "v1beta1", "v1alpha3"];
-            read.into_iter().filter(|it| served.contains(it)).map(str::to_owned).collect()
-        } else if own {
-            Vec::new()
+        let own = !name.contains('.') || (name.ends_with(".k8s.io") && name != "policy.networking.k8s.io");
+        if mesh.is_empty() && own {
+            continue;
+        }
+        if group.versions.iter().any(|it| it.freshness.as_deref() == Some("Stale")) {
+            found.unknown.insert(name.to_owned());
+        }
+        let versions: Vec<&APIVersionDiscovery> = if mesh.is_empty() {
+            // The first is the one that the API server prefers.
+            group.versions.iter().take(1).collect()
         } else {
-            group.preferred_version.iter().map(|it| it.version.clone()).collect()
+            let read = ["v1", "v1beta1", "v1alpha3"];
+            let version = |name| group.versions.iter().find(|it| it.version.as_deref() == Some(name));
+            read.into_iter().filter_map(version).collect()
         };
         for version in versions {
-            let resources =
-                client.list_api_group_resources(&format!("{}/{version}", group.name)).await?.resources;
-            for resource in resources.iter().filter(|it| !it.name.contains('/')) {
-                let mesh = wanted
-                    .iter()
-                    .find(|(_, kind, read, _)| *kind == resource.kind && read.contains(&version.as_str()));
-                let is = match mesh {
-                    Some((.., is)) => *is,
-                    None if wanted.is_empty() && network_policy::restricts(&resource.kind) => {
-                        Kind::OtherNetworkPolicy
-                    }
-                    None => continue,
-                };
-                let known = |it: &Watched| it.group == group.name && it.kind == resource.kind;
-                if !found.iter().any(known) {
-                    found.push(Watched {
-                        group: group.name.clone(),
-                        version: version.clone(),
-                        kind: resource.kind.clone(),
-                        plural: resource.name.clone(),
-                        is,
-                        optional: is == Kind::OtherNetworkPolicy,
-                    });
+            for kind in version.resources.iter().filter_map(|it| watched(name, version, it, &mesh)) {
+                if !found.kinds.iter().any(|it| it.group == kind.group && it.kind == kind.kind) {
+                    found.kinds.push(kind);
                 }
             }
         }
     }
-    Ok(found)
+    found
+}
+
+fn watched(
+    group: &str,
+    version: &APIVersionDiscovery,
+    resource: &APIResourceDiscovery,
+    mesh: &[&(&str, &str, &[&str], Kind)],
+) -> Option<Watched> {
+    let version = version.version.as_deref()?;
+    let kind = resource.response_kind.as_ref()?.kind.as_deref()?;
+    let of_mesh = mesh.iter().find(|(_, it, read, _)| *it == kind && read.contains(&version));
+    let is = match of_mesh {
+        Some((.., is)) => *is,
+        None if mesh.is_empty() && network_policy::restricts(kind) => Kind::OtherNetworkPolicy,
+        None => return None,
+    };
+    Some(Watched {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        kind: kind.to_owned(),
+        plural: resource.resource.clone()?,
+        is,
+        optional: is == Kind::OtherNetworkPolicy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn group(name: &str, versions: &[(&str, &str, &[(&str, &str)])]) -> Value {
+        let versions = versions.iter().map(|(version, freshness, kinds)| {
+            let resources = kinds.iter().map(|(plural, kind)| {
+                json!({"resource": plural, "responseKind": {"group": name, "version": version, "kind": kind},
+                    "subresources": [{"subresource": "status", "responseKind": {"kind": kind}}]})
+            });
+            json!({"version": version, "freshness": freshness, "resources": resources.collect::<Vec<_>>()})
+        });
+        json!({"metadata": {"name": name}, "versions": versions.collect::<Vec<_>>()})
+    }
+
+    fn found(groups: &[Value]) -> (Vec<String>, Vec<String>) {
+        let list: APIGroupDiscoveryList = serde_json::from_value(json!({"items": groups})).unwrap();
+        let found = of(&list);
+        let kinds =
+            found.kinds.iter().map(|it| format!("{} {} {}", it.api_version(), it.plural, it.optional));
+        (kinds.collect(), found.unknown.into_iter().collect())
+    }
+
+    #[test]
+    fn kinds_of_the_mesh_in_the_best_version_and_whatever_restricts_networks() {
+        let policies = ("authorizationpolicies", "AuthorizationPolicy");
+        let entries = ("serviceentries", "ServiceEntry");
+        let (kinds, unknown) = found(&[
+            group("apps", &[("v1", "Current", &[("deployments", "Deployment")])]),
+            group("networking.k8s.io", &[("v1", "Current", &[("networkpolicies", "NetworkPolicy")])]),
+            group(
+                "security.istio.io",
+                &[("v1beta1", "Current", &[policies]), ("v1", "Current", &[policies])],
+            ),
+            group("networking.istio.io", &[("v1alpha3", "Current", &[entries, ("gateways", "Gateway")])]),
+            group(
+                "cilium.io",
+                &[
+                    (
+                        "v2",
+                        "Current",
+                        &[("ciliumnetworkpolicies", "CiliumNetworkPolicy"), ("ciliumnodes", "CiliumNode")],
+                    ),
+                    ("v2alpha1", "Current", &[("oldnetworkpolicies", "OldNetworkPolicy")]),
+                ],
+            ),
+            group(
+                "policy.networking.k8s.io",
+                &[("v1alpha1", "Current", &[("adminnetworkpolicies", "AdminNetworkPolicy")])],
+            ),
+        ]);
+        assert_eq!(
+            kinds,
+            [
+                "security.istio.io/v1 authorizationpolicies false",
+                "networking.istio.io/v1alpha3 serviceentries false",
+                "cilium.io/v2 ciliumnetworkpolicies true",
+                "policy.networking.k8s.io/v1alpha1 adminnetworkpolicies true",
+            ]
+        );
+        assert!(unknown.is_empty());
+    }
+
+    /// A server behind the API server that is away takes none of its kinds with it.
+    #[test]
+    fn what_a_group_holds_may_be_unknown() {
+        let (kinds, unknown) = found(&[
+            group("projectcalico.org", &[("v3", "Stale", &[])]),
+            group("metrics.k8s.io", &[("v1beta1", "Stale", &[])]),
+        ]);
+        assert_eq!((kinds.len(), unknown), (0, vec!["projectcalico.org".to_owned()]));
+    }
 }

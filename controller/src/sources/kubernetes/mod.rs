@@ -4,26 +4,33 @@
 //! that list replaces what was known of the kind at once, so that nothing is missing for a moment. A connection that breaks is
 //! taken up where it was. While the API server is away everything stays as it was.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_runtime::tasks::{Task, Tasks};
+use culvert_runtime::metrics::Metrics;
+use culvert_runtime::tasks::Tasks;
 use kube::Client;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 
 pub mod convert;
+mod definitions;
 pub mod kinds;
+mod metrics;
+pub mod selection;
 pub mod store;
 #[cfg(test)]
 mod tests;
 
 use convert::{convert, key_of};
+use definitions::Watchers;
 use kinds::Watched;
+use metrics::WatchMetrics;
+use selection::Selection;
 use store::{Said, Store};
 
 use crate::index::World;
@@ -32,8 +39,6 @@ use crate::index::World;
 pub const QUIET: Duration = Duration::from_millis(10);
 /// Taken in after this long even if more comes.
 pub const LONGEST: Duration = Duration::from_millis(100);
-/// How often it is looked whether kinds were defined or removed.
-const DISCOVER: Duration = Duration::from_secs(15);
 /// Messages between watchers and store: at about 2 KB each, 2 MB. A watcher waits while it is full.
 const MESSAGES: usize = 1_024;
 /// Objects in a page of a list: with 10 KB of JSON each, 2 MB for each kind.
@@ -46,19 +51,24 @@ type Message = (Watched, Said);
 pub struct Kubernetes {
     store: Store,
     messages: mpsc::Receiver<Message>,
+    metrics: WatchMetrics,
 }
 
 impl Kubernetes {
-    /// Starts to watch. The tasks end with `tasks`.
-    pub fn start(client: Client, tasks: &Tasks) -> Self {
+    /// Starts to watch, and knows what is in the namespaces of `selection`. The tasks end with `tasks`.
+    pub fn start(client: Client, selection: Selection, tasks: &Tasks, metrics: &Metrics) -> Self {
         let (sender, messages) = mpsc::channel(MESSAGES);
-        let spawn = tasks.clone();
-        tasks.spawn("kubernetes", discover(client, spawn, sender));
-        Self::of(messages)
+        let watches = WatchMetrics::register(metrics);
+        let changed = Arc::new(Notify::new());
+        tasks.spawn("definitions", definitions::watch(client.clone(), changed.clone()));
+        let watchers = Watchers::new(client, tasks.clone(), sender, watches.clone());
+        tasks.spawn("kubernetes", definitions::follow(watchers, changed));
+        Self { store: Store::new(selection), messages, metrics: watches }
     }
 
+    #[cfg(test)]
     fn of(messages: mpsc::Receiver<Message>) -> Self {
-        Self { store: Store::default(), messages }
+        Self { store: Store::default(), messages, metrics: WatchMetrics::default() }
     }
 
     /// Waits until something may have changed and the burst is over; false if nothing will any more. Cancel safe: what was
@@ -77,7 +87,9 @@ impl Kubernetes {
                 }
             };
             let Some((kind, said)) = message else { return changed };
+            let ended = matches!(said, Said::Gone);
             changed |= self.store.apply(&kind, said);
+            self.metrics.objects(&kind, (!ended).then(|| self.store.count(&kind)));
             if changed && latest.is_none() {
                 latest = Some(Instant::now() + LONGEST);
             }
@@ -94,55 +106,26 @@ impl Kubernetes {
 
     /// The kinds that were not listed yet.
     pub fn missing(&self) -> Vec<String> {
+        if self.store.is_new() {
+            return vec!["which kinds the API server has".to_owned()];
+        }
         self.store.missing().map(|kind| kind.plural.clone()).collect()
     }
 }
 
-/// Starts and ends the watchers of what is defined.
-async fn discover(client: Client, tasks: Tasks, sender: mpsc::Sender<Message>) {
-    let mut running: BTreeMap<Watched, Task> = BTreeMap::new();
-    let mut first = true;
-    loop {
-        match kinds::defined(&client).await {
-            Ok(defined) => {
-                let now: Vec<Watched> = kinds::builtin().into_iter().chain(defined).collect();
-                let gone: Vec<Watched> = running.keys().filter(|it| !now.contains(it)).cloned().collect();
-                for kind in gone {
-                    if let Some(task) = running.remove(&kind) {
-                        task.abort();
-                    }
-                    tracing::info!(kind = kind.plural, "not defined any more");
-                    if sender.send((kind, Said::Gone)).await.is_err() {
-                        return;
-                    }
-                }
-                let new: Vec<Watched> = now.into_iter().filter(|it| !running.contains_key(it)).collect();
-                // All are told of before any is watched: otherwise the first to be listed would seem to be all.
-                for kind in &new {
-                    if sender.send((kind.clone(), Said::Begun)).await.is_err() {
-                        return;
-                    }
-                }
-                for kind in new {
-                    let watch = watch(client.clone(), kind.clone(), sender.clone());
-                    running.insert(kind, tasks.spawn("watch", watch));
-                }
-                first = false;
-            }
-            Err(error) => tracing::warn!(%error, "cannot ask the API server what is defined"),
-        }
-        tokio::time::sleep(if first { Duration::from_secs(1) } else { DISCOVER }).await;
-    }
-}
-
-async fn watch(client: Client, kind: Watched, sender: mpsc::Sender<Message>) {
+async fn watch(client: Client, kind: Watched, sender: mpsc::Sender<Message>, metrics: WatchMetrics) {
     let api: Api<DynamicObject> = Api::all_with(client, &kind.resource());
-    let config = watcher::Config::default().page_size(PAGE);
+    let mut config = watcher::Config::default().page_size(PAGE);
+    config.label_selector = kind.labels();
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
         let said = match event {
-            Ok(event) => said(&kind, event),
+            Ok(event) => {
+                metrics.event(&kind, matches!(event, Event::Init));
+                said(&kind, event)
+            }
             Err(error) => {
+                metrics.error(&kind);
                 tracing::warn!(kind = kind.plural, %error, "watching is interrupted; what is known stays");
                 if kind.optional && denied(&error) { Said::Denied } else { continue }
             }

@@ -10,6 +10,7 @@ use culvert_k8s_api::{Kind, Object, ObjectKey, ObjectMeta};
 
 use super::convert::{Converted, Refused};
 use super::kinds::Watched;
+use super::selection::Selection;
 use crate::index::World;
 
 /// What a watcher says.
@@ -17,6 +18,9 @@ use crate::index::World;
 pub enum Said {
     /// The kind is being watched from now on; nothing is served before each such kind was listed once.
     Begun,
+    /// The kind is watched in another version from now on, the one that is given no more. What is known of it stays until it is
+    /// listed in the new one.
+    Replaces(Watched),
     /// A list begins.
     Init,
     /// An object of the list.
@@ -38,7 +42,14 @@ pub enum Said {
 pub struct Store {
     world: World,
     kinds: BTreeMap<Watched, State>,
+    /// Every kind that there was at first was listed.
+    whole: bool,
     errors: BTreeMap<ObjectKey, Vec<FileError>>,
+    selection: Selection,
+    /// By namespace: whether it is selected.
+    selected: HashMap<String, bool>,
+    /// What is in namespaces that are not: it is needed as soon as one is.
+    held: HashMap<ObjectKey, Result<Converted, Refused>>,
     /// Of pods in the world: under which key their redirection is.
     redirected: HashMap<(String, String), (String, String)>,
 }
@@ -54,11 +65,22 @@ struct State {
 }
 
 impl Store {
+    /// An empty one, that has what is in the namespaces of a selection.
+    pub fn new(selection: Selection) -> Self {
+        Self { selection, ..Self::default() }
+    }
+
     /// Takes in what a watcher said. True if the world may be another.
     pub fn apply(&mut self, of: &Watched, said: Said) -> bool {
         let state = self.kinds.entry(of.clone()).or_default();
         match said {
             Said::Begun => false,
+            Said::Replaces(before) => {
+                if let Some(before) = self.kinds.remove(&before) {
+                    self.kinds.insert(of.clone(), State { staged: None, ..before });
+                }
+                false
+            }
             Said::Init => {
                 state.staged = Some(Vec::new());
                 false
@@ -105,14 +127,26 @@ impl Store {
         }
     }
 
+    /// How many objects of a kind there are.
+    pub fn count(&self, of: &Watched) -> usize {
+        self.kinds.get(of).map_or(0, |state| state.keys.len())
+    }
+
+    /// Whether no watcher said anything yet.
+    pub fn is_new(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
     /// The kinds that were not listed once. While there is one, the world is not whole.
     pub fn missing(&self) -> impl Iterator<Item = &Watched> {
         self.kinds.iter().filter(|(_, state)| !state.listed).map(|(kind, _)| kind)
     }
 
-    /// What is, or `None` before every kind was listed.
+    /// What is, or `None` before every kind was listed. A kind that is defined later keeps nothing back: before it was defined there
+    /// was nothing of it either.
     pub fn world(&mut self) -> Option<World> {
-        if self.kinds.is_empty() || self.missing().next().is_some() {
+        self.whole = self.whole || (!self.is_new() && self.missing().next().is_none());
+        if !self.whole {
             return None;
         }
         self.world.errors =
@@ -121,6 +155,16 @@ impl Store {
     }
 
     fn put(&mut self, key: ObjectKey, object: Result<Converted, Refused>) {
+        if !self.is_selected(&key.namespace) {
+            self.held.insert(key, object);
+            return;
+        }
+        if key.kind == Kind::Namespace
+            && let Ok(converted) = &object
+        {
+            let labels = &converted.manifest.object.metadata().labels;
+            self.select(&key.name, self.selection.has(&key.name, Some(labels)));
+        }
         match object {
             Ok(converted) => {
                 self.errors.remove(&key);
@@ -169,7 +213,44 @@ impl Store {
         }
     }
 
+    fn is_selected(&self, namespace: &str) -> bool {
+        let known = || self.selected.get(namespace).copied();
+        namespace.is_empty()
+            || self.selection.is_everything()
+            || known().unwrap_or_else(|| self.selection.has(namespace, None))
+    }
+
+    /// Takes in what is in a namespace that is selected now, or puts aside what is in one that is not any more.
+    fn select(&mut self, namespace: &str, selected: bool) {
+        let before = self.is_selected(namespace);
+        self.selected.insert(namespace.to_owned(), selected);
+        if selected && !before {
+            let held = std::mem::take(&mut self.held);
+            let (now, later): (HashMap<_, _>, _) =
+                held.into_iter().partition(|(key, _)| key.namespace == namespace);
+            self.held = later;
+            now.into_iter().for_each(|(key, object)| self.put(key, object));
+        } else if before && !selected {
+            let there = self.world.objects.iter().filter(|(key, _)| key.namespace == namespace);
+            let there: Vec<(ObjectKey, Arc<Manifest>)> =
+                there.map(|(key, manifest)| (key.clone(), Arc::clone(manifest))).collect();
+            for (key, manifest) in there {
+                let name = (key.namespace.clone(), key.name.clone());
+                let pod = self.world.pods.get(&name).cloned().filter(|_| key.kind == Kind::Pod);
+                let at = self.redirected.get(&name).filter(|_| key.kind == Kind::Pod);
+                let redirection = at.and_then(|at| self.world.redirection.get(at)).cloned();
+                self.remove(&key);
+                self.held.insert(key, Ok(Converted { manifest, pod, redirection }));
+            }
+        }
+    }
+
     fn remove(&mut self, key: &ObjectKey) {
+        if key.kind == Kind::Namespace && !self.selection.is_everything() {
+            self.select(&key.name, self.selection.has(&key.name, None));
+            self.selected.remove(&key.name);
+        }
+        self.held.remove(key);
         self.world.objects.remove(key);
         self.errors.remove(key);
         if key.kind == Kind::Pod {

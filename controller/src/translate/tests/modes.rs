@@ -92,7 +92,7 @@ fn any_peer() -> impl Strategy<Value = Peer> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// TRAP10, D39 to D43: of every workload and port, who has no identity is let in exactly where the rules say, and who has
+    /// TRAP10, D39-D43: of every workload and port, who has no identity is let in exactly where the rules say, and who has
     /// one always is.
     #[test]
     fn let_in_as_the_levels_say(peers in prop::collection::vec(any_peer(), 0..6)) {

@@ -89,7 +89,8 @@ impl Reader {
             }
             Err(DecodeError::Shape { prefix, error }) => {
                 let inner = error.field();
-                let dot = if inner.is_empty() || inner.starts_with('[') { "" } else { "." };
+                let joined = prefix.is_empty() || inner.is_empty() || inner.starts_with('[');
+                let dot = if joined { "" } else { "." };
                 let field = format!("{prefix}{dot}{inner}");
                 self.error(error.line, &field, &error.value, &error.reason, &error.expected);
             }

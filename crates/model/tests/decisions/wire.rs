@@ -175,6 +175,7 @@ fn any_service() -> impl Strategy<Value = Service> {
 }
 
 proptest! {
+    /// D03.
     #[test]
     fn workloads_round_trip(workload in any_workload()) {
         let resource = AddressResource::Workload(workload);

@@ -223,6 +223,31 @@ async fn a_client_that_never_answers_loses_its_stream() {
     host.stop().await;
 }
 
+/// D16: a stream is ended for its age, and the next one is sent nothing that the client has.
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_at_its_age_and_the_next_brings_nothing_again() {
+    let mut host = Host::new(set(1, &[("x", "1")], &[]));
+    let mut program = Program::start(&host, "node-1");
+    program.until_committed(A, &[("x", "1")]).await;
+    let (age, began) = (host.limits.max_age, tokio::time::Instant::now());
+    loop {
+        match tokio::time::timeout(2 * age, program.events.recv()).await.unwrap().unwrap() {
+            Event::Disconnected { reason } => {
+                break assert!(matches!(reason, Disconnect::Complete), "{reason}");
+            }
+            Event::Delivery(delivery, responder) => program.deliver(delivery, responder),
+            Event::Connected => {}
+        }
+    }
+    let lived = began.elapsed();
+    assert!(lived > age.mul_f64(0.89) && lived < age.mul_f64(1.11), "{lived:?}");
+    host.sets.send_replace(set(2, &[("x", "1"), ("y", "2")], &[]));
+    program.until_committed(A, &[("x", "1"), ("y", "2")]).await;
+    assert_eq!(program.received, 2, "x came once");
+    program.stop().await;
+    host.stop().await;
+}
+
 #[tokio::test]
 async fn a_dropped_responder_refuses() {
     let mut host = Host::new(set(1, &[("x", "1")], &[]));

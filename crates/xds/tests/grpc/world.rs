@@ -255,7 +255,7 @@ impl Program {
         }
     }
 
-    fn deliver(&mut self, delivery: Delivery, responder: Responder) {
+    pub fn deliver(&mut self, delivery: Delivery, responder: Responder) {
         let stage = self.staged.get_mut(&delivery.type_url).unwrap();
         let mut rejected = Vec::new();
         self.received += delivery.added.len();
