@@ -297,8 +297,14 @@ fn every_value_is_used_by_a_template() {
     let values = values();
     assert!(values.len() > 25, "{values:?}");
     for (key, _) in values {
+        let (group, name) = key.split_once('.').unwrap();
+        // By itself, picked out of its group, or as the key of a directory of the node.
+        let picked = |line: &str| {
+            line.contains(&format!("pick .Values.{group} ")) && line.contains(&format!("\"{name}\""))
+        };
         let used = templates.contains(&format!(".Values.{key}"))
-            || key.strip_prefix("agent.").is_some_and(|it| templates.contains(&format!("\"key\" \"{it}\"")));
+            || templates.lines().any(picked)
+            || (group == "agent" && templates.contains(&format!("\"key\" \"{name}\"")));
         assert!(used, "{key}");
     }
 }
