@@ -21,6 +21,8 @@ pub const SYSTEM: &str = "culvert-system";
 pub const MOMENT: Duration = Duration::from_secs(5);
 /// What Kubernetes does by itself: starting pods, replacing them.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Of what a capture sees, so much is kept to tell where a marker was seen.
+const KEPT: usize = 64 << 20;
 /// Version of the chart and of the images.
 const TAG: &str = env!("CARGO_PKG_VERSION");
 
@@ -34,8 +36,13 @@ impl World {
     /// Starts a cluster and brings every image to its nodes. Nothing is installed yet.
     pub fn start() -> Result<Self> {
         let files = Files::new(std::env::temp_dir().join(format!("culvert-cluster-{}", std::process::id())));
-        let cluster = Cluster::up(&files, Programs::new(&kubernetes()?)?)
-            .inspect_err(|_| eprintln!("logs are in {}", files.at("logs").display()))?;
+        let cluster = Cluster::up(&files, Programs::new(&kubernetes()?)?).inspect_err(|_| {
+            let kept = std::env::temp_dir().join("culvert-cluster-failed");
+            let _ = fs::remove_dir_all(&kept);
+            let _ = Command::new("cp").arg("-r").arg(files.at("logs")).arg(&kept).output();
+            eprintln!("logs are in {}", kept.display());
+            let _ = Cluster::down(&files);
+        })?;
         let world = Self { api: cluster.api(), cluster };
         for image in images()? {
             let archive = files.at("image.tar");
@@ -147,7 +154,7 @@ impl World {
     /// Listens to the wire between the nodes while `during` runs.
     pub fn capture<T>(&self, marker: &str, during: impl FnOnce() -> Result<T>) -> Result<(T, CaptureReport)> {
         let fabric = NetNs::open(self.cluster.files().namespaces().join("fabric"))?;
-        let capture = Capture::start(&fabric, BRIDGE, CaptureOptions::default().marker(marker))?;
+        let capture = Capture::start(&fabric, BRIDGE, CaptureOptions::default().marker(marker).keep(KEPT))?;
         let outcome = during();
         let report = capture.stop()?;
         ensure!(report.dropped == 0, "{} packets could not be looked at", report.dropped);
@@ -235,6 +242,33 @@ impl Drop for World {
             eprintln!("the cluster could not be taken down: {error:#}");
         }
     }
+}
+
+/// Fails if a marker was read on the wire, and says between whom.
+pub fn unread(report: &CaptureReport, marker: &str) -> Result<()> {
+    let holds = |packet: &&Vec<u8>| packet.windows(marker.len()).any(|part| part == marker.as_bytes());
+    let between = |packet: &Vec<u8>| match packet.get(12..14) {
+        Some([8, 0]) if packet.len() > 38 => {
+            let ip = |at: usize| {
+                format!("{}.{}.{}.{}", packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
+            };
+            let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+            format!("{}:{} -> {}:{}", ip(26), port(34), ip(30), port(36))
+        }
+        Some([0x86, 0xdd]) if packet.len() > 58 => {
+            let ip = |at: usize| {
+                let bytes: [u8; 16] = packet[at..at + 16].try_into().unwrap_or_default();
+                std::net::Ipv6Addr::from(bytes)
+            };
+            let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+            format!("[{}]:{} -> [{}]:{}", ip(22), port(54), ip(38), port(56))
+        }
+        _ => "another protocol".to_owned(),
+    };
+    let hits = report.hits(marker.as_bytes());
+    let seen: Vec<_> = report.kept.iter().filter(holds).take(5).map(between).collect();
+    ensure!(hits == 0, "{marker:?} was read on the wire in {hits} packets, the first {seen:?}");
+    Ok(())
 }
 
 /// Ready, and not about to go.
