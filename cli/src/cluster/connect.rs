@@ -105,11 +105,6 @@ impl NoAnswer {
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { code: 404, .. })
     }
-
-    /// Whoever asks may not.
-    pub(crate) fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Refused { code: 401 | 403, .. })
-    }
 }
 
 /// An error and what caused it, each said once: libraries repeat their causes.

@@ -358,17 +358,6 @@ impl Seen {
         })
     }
 
-    /// Certificates of every proxy that could be asked, with the proxy's pod.
-    pub(crate) fn certificates(&self) -> impl Iterator<Item = (&SeenPod, &Certificate)> {
-        self.of_role(Role::Proxy).flat_map(|own| {
-            let list = match &own.said {
-                Some(Ok(Said::Proxy(list))) => list.as_slice(),
-                _ => &[],
-            };
-            list.iter().map(move |certificate| (&own.pod, certificate))
-        })
-    }
-
     /// The newest generation that a controller has.
     pub(crate) fn generation(&self) -> Option<u64> {
         self.of_role(Role::Controller)
