@@ -143,7 +143,10 @@ mod tests {
         assert_eq!(left(&[pod("a2", "a", true), pod("b1", "b", true)], Some("a")), 0);
         assert_eq!(left(&[pod("b1", "b", true)], Some("a")), 1);
         let unseen = Rollout { observed: false, ..rollout };
-        assert_eq!(unfinished(&unseen, &before, &[pod("a2", "a", true), pod("b2", "b", true)], None).len(), 1);
+        assert_eq!(
+            unfinished(&unseen, &before, &[pod("a2", "a", true), pod("b2", "b", true)], None).len(),
+            1
+        );
     }
 
     #[test]

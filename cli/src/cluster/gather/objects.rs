@@ -216,10 +216,17 @@ pub(crate) fn waypoint(of: &DynamicObject) -> Option<Waypoint> {
 
 pub(crate) fn policy(kind: &str, of: &DynamicObject) -> Policy {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    // `istio.io/WaypointMissing` is the one that is bad when it is true.
-    let bad = |it: &&Value| match it["type"].as_str() {
-        Some(kind) if kind.ends_with("Missing") => it["status"] == "True",
-        _ => it["status"] == "False",
+    let bad = |it: &&Value| {
+        let (kind, reason) =
+            (it["type"].as_str().unwrap_or_default(), it["reason"].as_str().unwrap_or_default());
+        match it["status"].as_str() {
+            // The one that is bad when it is true.
+            Some("True") => kind.ends_with("Missing"),
+            // That nothing is under a policy now, or that it is only tried, is as somebody wants it.
+            Some("False") if kind.ends_with("/Enforced") => !matches!(reason, "NoWorkload" | "DryRun"),
+            Some("False") => !kind.ends_with("Missing"),
+            _ => false,
+        }
     };
     let refused = conditions(&of.data["status"]).filter(bad);
     let refused = refused.map(|it| {
@@ -332,6 +339,8 @@ mod tests {
     fn only_what_is_false_counts_against_a_policy() {
         let status = json!({"conditions": [
             {"type": "ZtunnelAccepted", "status": "True", "reason": "Accepted"},
+            {"type": "culvert.dev/Enforced", "status": "False", "reason": "NoWorkload"},
+            {"type": "istio.io/WaypointMissing", "status": "False", "reason": "x"},
             {"type": "WaypointAccepted", "status": "False", "reason": "AncestorNotBound", "message": "no"}]});
         let of = policy(
             "AuthorizationPolicy",

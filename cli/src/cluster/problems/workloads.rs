@@ -43,8 +43,12 @@ fn enrolment(seen: &Seen, pod: &SeenPod) -> Option<Problem> {
             if pod.node.is_empty() || !SANDBOX.contains(&pod.why.as_str()) {
                 return None;
             }
-            Problem::warning(Reason::PodPending, place(), "its sandbox is not made, which waits for the node's agent")
-                .todo(format!("kubectl -n {} describe pod {}, culvert logs {agent}", pod.namespace, pod.name))
+            Problem::warning(
+                Reason::PodPending,
+                place(),
+                "its sandbox is not made, which waits for the node's agent",
+            )
+            .todo(format!("kubectl -n {} describe pod {}, culvert logs {agent}", pod.namespace, pod.name))
         }
         Enrolment::Missing => {
             let message = "it is labelled to be in the mesh and is not: its traffic is plain";
