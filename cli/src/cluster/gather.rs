@@ -192,6 +192,10 @@ impl Look<'_> {
         if let Some(agent) = self.note("daemonsets", agent) {
             self.seen.excluded = objects::excluded(&agent).unwrap_or_else(|| self.seen.excluded.clone());
             self.seen.agent = Some(objects::daemon_set(&agent));
+            match objects::enablement(&agent) {
+                Ok(selectors) => self.seen.enablement = selectors,
+                Err(error) => self.seen.unread.push(("the agents' selectors of who joins".to_owned(), error)),
+            }
         }
         self.seen.proxy = self.note("daemonsets", proxy).map(|it| objects::daemon_set(&it));
         self.seen.lease = self.note("leases", lease).map(objects::lease);

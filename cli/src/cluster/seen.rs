@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_k8s_api::core::Pod;
-use culvert_k8s_api::enrolment::{Settings, decide};
+use culvert_k8s_api::enrolment::{EnablementSelectors, Settings, decide};
 use culvert_k8s_api::labels;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,8 @@ pub(crate) struct Seen {
     pub proxy: Option<Rollout>,
     /// Namespaces that the agents leave alone.
     pub excluded: Vec<String>,
+    /// Who joins, if the agents are told so instead of by labels.
+    pub enablement: EnablementSelectors,
     /// The lease of the controller that writes.
     pub lease: Option<Lease>,
     /// Every node.
@@ -336,8 +338,11 @@ impl Seen {
         asked.metadata.labels.clone_from(&pod.labels);
         asked.metadata.annotations.clone_from(&pod.annotations);
         asked.spec.host_network = pod.host_network;
-        let settings =
-            Settings { excluded_namespaces: self.excluded.clone(), system_namespace: self.system.clone() };
+        let settings = Settings {
+            excluded_namespaces: self.excluded.clone(),
+            system_namespace: self.system.clone(),
+            enablement: self.enablement.clone(),
+        };
         let none = BTreeMap::new();
         decide(&asked, self.namespaces.get(&pod.namespace).unwrap_or(&none), &settings).joins()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use culvert_k8s_api::enrolment::EnablementSelectors;
 use culvert_k8s_api::labels;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -51,11 +52,24 @@ pub(crate) fn daemon_set(of: &DaemonSet) -> Rollout {
 
 /// The namespaces that the agents are told to leave alone.
 pub(crate) fn excluded(agent: &DaemonSet) -> Option<Vec<String>> {
-    let containers =
-        agent.spec.iter().filter_map(|spec| spec.template.spec.as_ref()).flat_map(|spec| &spec.containers);
-    let mut args = containers.filter_map(|container| container.args.as_ref()).flatten();
-    let list = args.find_map(|arg| arg.strip_prefix("--exclude-namespaces="))?;
+    let list = flag(agent, "--exclude-namespaces=")?;
     Some(list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
+/// Who joins, if the agents are told so instead of by ambient's labels.
+pub(crate) fn enablement(agent: &DaemonSet) -> Result<EnablementSelectors, String> {
+    match flag(agent, "--enablement-selectors=") {
+        Some(text) => text.parse().map_err(|error| format!("{error}")),
+        None => Ok(EnablementSelectors::default()),
+    }
+}
+
+/// The value of a flag that a program is started with.
+fn flag<'a>(of: &'a DaemonSet, name: &str) -> Option<&'a str> {
+    let containers =
+        of.spec.iter().filter_map(|spec| spec.template.spec.as_ref()).flat_map(|spec| &spec.containers);
+    let mut args = containers.filter_map(|container| container.args.as_ref()).flatten();
+    args.find_map(|arg| arg.strip_prefix(name))
 }
 
 pub(crate) fn lease(of: ApiLease) -> Lease {
@@ -295,6 +309,10 @@ mod tests {
         let told = excluded(&set(json!(["agent", "--exclude-namespaces=kube-system,x"])));
         assert_eq!(told.unwrap(), ["kube-system", "x"]);
         assert_eq!(excluded(&set(json!(["agent"]))), None);
+        assert!(enablement(&set(json!(["agent"]))).unwrap().is_empty());
+        let pairs = r#"--enablement-selectors=[{"podSelector":{"matchLabels":{"a":"b"}}}]"#;
+        assert!(!enablement(&set(json!([pairs]))).unwrap().is_empty());
+        assert!(enablement(&set(json!(["--enablement-selectors=x"]))).is_err());
     }
 
     #[test]
