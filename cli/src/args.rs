@@ -8,7 +8,21 @@ use clap_complete::Shell;
 use culvert_sandbox::daemon::Role;
 use culvert_sandbox::enter;
 use culvert_sandbox::plan::Family;
-use culvert_sandbox::state::{DEFAULT_DIR, StateDir, StateError};
+use culvert_sandbox::state::{StateDir, StateError};
+
+pub use crate::output::Output;
+pub use mesh::{CHOICE, ChoiceError, ClusterArgs, Mesh, MeshArgs};
+
+pub use look::{
+    ApplyArgs, DeleteArgs, Direction, GetArgs, ListArgs, ShapeArgs, Traffic, VersionArgs, WaypointArgs,
+    WaypointCommand, WaypointStatusArgs, What,
+};
+
+mod look;
+mod mesh;
+
+/// Names the state directory, as `--state` does.
+const STATE_VARIABLE: &str = "CULVERT_STATE";
 
 /// An ambient service mesh.
 #[derive(Debug, Parser)]
@@ -32,19 +46,38 @@ pub enum Command {
     Demo(DemoArgs),
     /// End everything that `up` started and remove everything it made
     Down(StateArgs),
-    /// Show nodes, programs, pods and services, problems first
+    /// Show how the mesh is, problems first; exit code 1 if there are any
+    #[command(after_help = CHOICE)]
     Status(StatusArgs),
+    /// Check whether a cluster can take the mesh and you may install it; once it is there, whether it is well
+    #[command(after_help = CHOICE)]
+    Check(CheckArgs),
     /// Run a command in a pod
     #[command(after_help = "Example:\n  culvert exec client -- curl -s http://server/")]
     Exec(ExecArgs),
-    /// Print the output of a pod
+    /// Print the output of a pod, or of controller, agent/NODE, proxy/NODE
+    #[command(after_help = CHOICE)]
     Logs(LogsArgs),
     /// Say where a pod's connection would go, and whether it would be let in
-    #[command(
-        after_help = "Examples:\n  culvert explain client server:80\n  culvert explain -n shop cart 198.18.128.9:80 -o json"
-    )]
+    #[command(after_help = concat_examples(
+        "Examples:\n  culvert explain client server:80\n  culvert explain -n shop cart 198.18.128.9:80 -o json"
+    ))]
     Explain(ExplainArgs),
+    /// List what proxies know and hold: workloads, services, policies, certificates, connections; and the proxies
+    #[command(after_help = concat_examples(
+        "Examples:\n  culvert get workloads -A\n  culvert get certificates --node node-a\n  culvert get proxies -o wide"
+    ))]
+    Get(GetArgs),
+    /// Make, list and remove waypoints of a cluster
+    #[command(after_help = concat_examples(
+        "Examples:\n  culvert waypoint apply -n shop --enroll-namespace --wait\n  culvert waypoint status -A"
+    ))]
+    Waypoint(WaypointArgs),
+    /// Print versions of this program, of the control plane and of connected proxies
+    #[command(after_help = CHOICE)]
+    Version(VersionArgs),
     /// Restart programs of the mesh and wait until they are ready
+    #[command(after_help = CHOICE)]
     Restart(RestartArgs),
     /// Install the mesh in a Kubernetes cluster, or bring it to this version (runs helm with the chart in this program)
     #[command(
@@ -69,9 +102,9 @@ pub enum Command {
 /// Where the state is.
 #[derive(Clone, Debug, Args)]
 pub struct StateArgs {
-    /// State directory; several may be up side by side
-    #[arg(long = "state", value_name = "DIR", default_value = DEFAULT_DIR, env = "CULVERT_STATE", global = true)]
-    dir: PathBuf,
+    /// State directory of a mesh on this machine; several may be up side by side [default: /run/culvert]
+    #[arg(long = "state", value_name = "DIR", env = STATE_VARIABLE, global = true)]
+    dir: Option<PathBuf>,
 }
 
 /// `culvert up`.
@@ -140,21 +173,35 @@ pub enum FamilyArg {
 /// `culvert status`.
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
-    /// Where the state is.
+    /// Which mesh.
     #[command(flatten)]
-    pub state: StateArgs,
+    pub mesh: MeshArgs,
     /// How to show it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    /// Only pods, policies and waypoints of this namespace of a cluster
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// All namespaces, as without -n
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Only this node of a cluster
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
 }
 
-/// How results are shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
+/// `culvert check`.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Which mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// What an installation needs, even if the mesh is there already
+    #[arg(long)]
+    pub pre: bool,
 }
 
 /// `culvert exec`.
@@ -183,9 +230,9 @@ pub struct PodArgs {
     /// Name of the pod, also as pod/NAME; or controller, agent/NODE, proxy/NODE
     #[arg(value_name = "POD")]
     pub name: String,
-    /// Namespace of the pod
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// Namespace of the pod [default: that of the kubeconfig's context, else default]
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// Container [default: the pod's first]
     #[arg(short, long)]
     pub container: Option<String>,
@@ -194,9 +241,9 @@ pub struct PodArgs {
 /// `culvert logs`.
 #[derive(Clone, Debug, Args)]
 pub struct LogsArgs {
-    /// Where the state is.
+    /// Which mesh.
     #[command(flatten)]
-    pub state: StateArgs,
+    pub mesh: MeshArgs,
     /// Which pod.
     #[command(flatten)]
     pub pod: PodArgs,
@@ -206,23 +253,26 @@ pub struct LogsArgs {
     /// Only the last lines
     #[arg(long, value_name = "LINES")]
     pub tail: Option<usize>,
+    /// Of the container that ran before it was restarted, in a cluster
+    #[arg(short, long)]
+    pub previous: bool,
 }
 
 /// `culvert explain`.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainArgs {
-    /// Where the state is.
+    /// Which mesh.
     #[command(flatten)]
-    pub state: StateArgs,
+    pub mesh: MeshArgs,
     /// The pod that would connect
     #[arg(value_name = "POD")]
     pub source: String,
     /// Where to: ADDRESS:PORT, or a name as the pod would ask for it, with a port
     #[arg(value_name = "HOST:PORT")]
     pub destination: String,
-    /// Namespace of the pod
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// Namespace of the pod [default: that of the kubeconfig's context, else default]
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// How to show it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -238,15 +288,18 @@ impl ExplainArgs {
 /// `culvert restart`.
 #[derive(Clone, Debug, Args)]
 pub struct RestartArgs {
-    /// Where the state is.
+    /// Which mesh.
     #[command(flatten)]
-    pub state: StateArgs,
+    pub mesh: MeshArgs,
     /// Which program
     #[arg(value_enum)]
     pub role: RoleArg,
     /// Only on this node
     #[arg(long)]
     pub node: Option<String>,
+    /// Seconds to wait until everything of it is new and ready, in a cluster
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
 }
 
 /// The programs of the mesh.
@@ -320,10 +373,26 @@ pub struct InternalExecArgs {
     pub command: Vec<OsString>,
 }
 
+/// Examples, and how the mesh is chosen.
+fn concat_examples(examples: &str) -> String {
+    format!("{examples}\n\n{CHOICE}")
+}
+
 impl StateArgs {
     /// The state directory.
     pub fn open(&self) -> Result<StateDir, StateError> {
-        StateDir::new(&self.dir)
+        StateDir::new(self.dir.as_deref().unwrap_or(mesh::default_state()))
+    }
+
+    /// It was named, by the flag or the variable.
+    fn given(&self) -> bool {
+        self.dir.is_some()
+    }
+
+    /// It was named by the flag. The same directory in the variable too says no less.
+    fn by_flag(&self) -> bool {
+        let variable = mesh::variable(STATE_VARIABLE);
+        self.dir.as_ref().is_some_and(|dir| variable.is_none_or(|variable| variable != *dir))
     }
 }
 

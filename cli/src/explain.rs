@@ -9,22 +9,61 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use culvert_net::netns::NetNs;
 use culvert_sandbox::daemon::Role;
+use culvert_sandbox::state::StateDir;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use serde_json::Value;
 
-use crate::args::{ExplainArgs, Output};
+use crate::args::{ClusterArgs, ExplainArgs, Mesh};
+use crate::cluster::reach::{Place, Unreached};
+use crate::cluster::{Cluster, block_on};
+use crate::get::source::proxy_of;
 use crate::pod;
 use crate::table::render;
 
-/// The proxy's admin page, in its own namespace.
-const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 15000);
+/// The proxy's admin page, on loopback of its own namespace.
+const ADMIN: u16 = 15000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than the endpoints of any service that a person would want to read; 150 bytes each are 100,000 of them.
-const MAX_ANSWER: u64 = 16 << 20;
+const MAX_ANSWER: usize = 16 << 20;
 
 pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let state = args.state.open()?;
-    let report = pod::report(&state)?;
+    let answer = match args.mesh.choose()? {
+        Mesh::Local(state) => local(&state, args)?,
+        Mesh::Cluster(cluster) => block_on(of_cluster(&cluster, args))?,
+    };
+    match args.output.data(&answer)? {
+        Some(data) => print!("{data}"),
+        None => print!("{}", shown(&answer)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the proxy of the pod's node, by way of the API server.
+async fn of_cluster(cluster: &ClusterArgs, args: &ExplainArgs) -> anyhow::Result<Value> {
+    let cluster = Cluster::open(cluster).await?;
+    let pods: Api<Pod> =
+        Api::namespaced(cluster.client.clone(), args.namespace.as_ref().unwrap_or(&cluster.namespace));
+    let namespace = pods.namespace().unwrap_or_default().to_owned();
+    let name = args.source.strip_prefix("pod/").or(args.source.strip_prefix("pods/")).unwrap_or(&args.source);
+    let pod = cluster.ask(pods.get(name)).await.with_context(|| format!("pod {namespace}/{name}"))?;
+    let node = pod.spec.and_then(|spec| spec.node_name);
+    let node = node.with_context(|| format!("pod {namespace}/{name} is on no node yet"))?;
+    let proxy = proxy_of(&cluster, &node).await?;
+    let place = Place { namespace: &proxy.namespace, pod: &proxy.name, port: ADMIN };
+    let page = cluster
+        .forwarded(place, &question(&format!("{namespace}/{name}"), &args.destination), MAX_ANSWER)
+        .await;
+    match page {
+        Ok(page) => Ok(page.json()?),
+        Err(Unreached::NoPage { status: 400, words }) => bail!("{words}"),
+        Err(why) => Err(why).with_context(|| format!("the proxy on {node}, {}", proxy.name)),
+    }
+}
+
+fn local(state: &StateDir, args: &ExplainArgs) -> anyhow::Result<Value> {
+    let report = pod::report(state)?;
     let source = pod::find(&report, &args.source())?;
     let proxy = report
         .system
@@ -33,25 +72,23 @@ pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let netns = proxy.and_then(|proxy| proxy.state.netns.as_ref());
     let netns =
         netns.with_context(|| format!("no proxy runs on {}, the node of {}", source.node, source.key))?;
-    let question = format!(
-        "/debug/explain?source={}&destination={}",
-        escaped(&source.key.to_string()),
-        escaped(&args.destination)
-    );
-    let answer = get(&NetNs::open(netns)?, &question).context("the proxy's admin page")?;
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
-        Output::Table => print!("{}", shown(&answer)),
-    }
-    Ok(ExitCode::SUCCESS)
+    get(&NetNs::open(netns)?, ADMIN, &question(&source.key.to_string(), &args.destination))
+        .context("the proxy's admin page")
 }
 
-fn get(netns: &NetNs, page: &str) -> anyhow::Result<Value> {
-    let mut stream = netns.run(|| TcpStream::connect_timeout(&SocketAddr::from(ADMIN), CONNECT_TIMEOUT))?;
+/// The page that answers it.
+fn question(source: &str, destination: &str) -> String {
+    format!("/debug/explain?source={}&destination={}", escaped(source), escaped(destination))
+}
+
+/// A page that is served on a namespace's loopback.
+pub(crate) fn get(netns: &NetNs, port: u16, page: &str) -> anyhow::Result<Value> {
+    let place = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = netns.run(|| TcpStream::connect_timeout(&place, CONNECT_TIMEOUT))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     write!(stream, "GET {page} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut text = String::new();
-    stream.take(MAX_ANSWER).read_to_string(&mut text)?;
+    stream.take(MAX_ANSWER as u64).read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
     match head.split_whitespace().nth(1) {
         Some("200") => Ok(serde_json::from_str(body)?),

@@ -1,24 +1,31 @@
 //! `culvert`: what people type. Each subcommand has its file; this one only chooses.
 //!
-//! Exit codes: 0 done, 1 failed (the reason is on standard error), 2 not understood; `exec` gives that of its command.
+//! Exit codes: 0 done and well, 1 failed (the reason is on standard error) or problems found, 2 not understood; `exec` gives that
+//! of its command.
 
 pub mod args;
+mod check;
+mod cluster;
 mod demo;
 mod down;
 mod explain;
+mod get;
 mod install;
 mod logs;
+mod output;
 mod pod;
 mod restart;
 mod status;
 mod table;
 mod up;
+mod version;
+mod waypoint;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command};
+use args::{ChoiceError, Cli, Command};
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
@@ -29,9 +36,13 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Down(args) => down::down(&args),
         Command::Status(args) => status::status(&args),
+        Command::Check(args) => check::check(&args),
         Command::Exec(args) => pod::exec(&args),
         Command::Logs(args) => logs::logs(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Get(args) => get::get(&args),
+        Command::Waypoint(args) => waypoint::waypoint(&args),
+        Command::Version(args) => version::version(&args),
         Command::Restart(args) => restart::restart(&args),
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),
@@ -44,6 +55,7 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        let misused = error.downcast_ref::<ChoiceError>() == Some(&ChoiceError::Both);
+        if misused { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }

@@ -93,7 +93,8 @@ pub(crate) fn program<'a>(report: &'a Report, name: &str) -> anyhow::Result<Opti
 
 pub(crate) fn find<'a>(report: &'a Report, args: &PodArgs) -> anyhow::Result<&'a PodReport> {
     let name = args.name.strip_prefix("pod/").or(args.name.strip_prefix("pods/")).unwrap_or(&args.name);
-    let key = Key { namespace: args.namespace.clone(), name: name.to_owned() };
+    let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let key = Key { namespace, name: name.to_owned() };
     report.pod(&key).with_context(|| {
         let elsewhere: Vec<_> = report
             .pods

@@ -33,7 +33,7 @@ use crate::metrics::ControllerMetrics;
 use crate::provision::run::Provisioner;
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
-use crate::serve::{admin, listener};
+use crate::serve::{admin, listener, proxies};
 use crate::sources::Source;
 use crate::sources::directory::Directory;
 use crate::sources::kubernetes::Kubernetes;
@@ -120,7 +120,9 @@ impl Opening {
         };
         let writer = Unfed::new(args, &metrics);
         let xds = Arc::new(OnceLock::new());
-        let pages = admin::pages(readiness, &metrics, filter, writer.published.subscribe(), xds.clone());
+        let snapshots = writer.published.subscribe();
+        let pages = admin::pages(readiness, &metrics, filter, snapshots.clone(), xds.clone());
+        let pages = proxies::pages(pages, &snapshots, xds.clone(), &tasks);
         let admin_address = serve_pages(args.metrics_listen, pages, &tasks, drain.clone())?;
         Ok(Self { tasks, trigger, drain, metrics, waiting, writer, xds, admin_address })
     }

@@ -27,7 +27,7 @@ struct Check {
 }
 
 pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    let table = args.output == Output::Table;
+    let table = matches!(args.output, Output::Table | Output::Wide);
     if table {
         println!("starting two nodes, five pods, the mesh and its control plane ...");
     }
@@ -55,7 +55,7 @@ pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         let kept = checks.iter().filter(|check| check.ok).count();
         println!("{kept} of {} checks hold; everything is taken down", checks.len());
     } else {
-        println!("{}", serde_json::to_string_pretty(&Outcome { checks, ok })?);
+        print!("{}", args.output.data(&Outcome { checks, ok })?.unwrap_or_default());
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

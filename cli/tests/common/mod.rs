@@ -94,7 +94,8 @@ impl World {
 
     pub fn report(&self) -> Option<Report> {
         let output = self.run(&["status", "-o", "json"]);
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+        // Problems make the exit code 1, and are in what it prints.
+        (!output.stdout.is_empty()).then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     /// Waits until the status is as `wanted` says.

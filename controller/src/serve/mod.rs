@@ -3,3 +3,4 @@ pub mod admin;
 pub mod authenticate;
 pub mod identities;
 pub mod listener;
+pub mod proxies;

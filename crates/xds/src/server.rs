@@ -9,6 +9,7 @@ use culvert_runtime::drain::DrainWatcher;
 use culvert_runtime::tasks::Tasks;
 use parking_lot::Mutex;
 use prost::Message;
+use prost_types::value::Kind;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +21,9 @@ use crate::service::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use crate::stream::{Answer, MAX_TYPES, StreamLimits, StreamState, TypeStatus};
+
+/// Characters of a client's version that are kept.
+const MAX_VERSION: usize = 64;
 
 /// Decides who may have a stream, without asking anyone.
 pub trait Authenticator: Send + Sync + 'static {
@@ -143,6 +147,8 @@ pub struct ClientStatus {
     pub node_id: String,
     /// What the authenticator calls it.
     pub peer: Peer,
+    /// The version it says it is, `ISTIO_VERSION` of its metadata; empty if it does not say.
+    pub version: String,
     /// Whether it asked for generations.
     pub generations: bool,
     /// Since when.
@@ -249,6 +255,15 @@ struct Stream<V> {
     outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
+/// What a client calls its version, cut to what fits a table: it is shown, and nothing depends on it.
+fn said_version(node: &Node) -> String {
+    let said = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("ISTIO_VERSION"));
+    match said.and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(version)) => version.chars().take(MAX_VERSION).collect(),
+        _ => String::new(),
+    }
+}
+
 /// Keeps a client in the list while it is connected.
 struct Listed<V> {
     shared: Arc<Shared<V>>,
@@ -281,7 +296,8 @@ impl<V: View> Stream<V> {
         let peer = self.shared.admission.admit(metadata, Some(&node)).await?;
         let mut sets = self.shared.view.resources(&peer, &node);
         let generations = crate::wants_generations(&node);
-        let listed = Listed::new(&self.shared, node.id, peer, generations);
+        let version = said_version(&node);
+        let listed = Listed::new(&self.shared, node.id, version, peer, generations);
         let mut latest = sets.borrow_and_update().clone();
         let mut state = StreamState::new(limits.stream, generations, latest.clone());
         self.received(&mut state, first)?;
@@ -341,10 +357,10 @@ impl<V: View> Stream<V> {
 }
 
 impl<V> Listed<V> {
-    fn new(shared: &Arc<Shared<V>>, node_id: String, peer: Peer, generations: bool) -> Self {
+    fn new(shared: &Arc<Shared<V>>, node_id: String, version: String, peer: Peer, generations: bool) -> Self {
         shared.observer.stream(true);
-        let status =
-            ClientStatus { node_id, peer, generations, connected: SystemTime::now(), types: BTreeMap::new() };
+        let connected = SystemTime::now();
+        let status = ClientStatus { node_id, peer, version, generations, connected, types: BTreeMap::new() };
         let mut clients = shared.clients.lock();
         let id = clients.next_id;
         clients.next_id += 1;

@@ -1,4 +1,4 @@
-//! `culvert status`: problems first.
+//! The mesh of `culvert up`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use culvert_sandbox::report::{DaemonReport, PodReport, Report};
 use culvert_sandbox::state::{self, StateDir};
 use serde::Serialize;
 
-use crate::args::{Output, StatusArgs};
+use crate::args::Output;
 use crate::pod;
 use crate::table::render;
 
@@ -26,19 +26,19 @@ struct Status {
     redirection: BTreeMap<String, RedirectionStatus>,
 }
 
-pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let state = args.state.open()?;
-    let mut report = pod::report(&state)?;
-    let redirection = redirection(&state, &report);
+/// Shows it; exit code 1 if there is a problem.
+pub(super) fn status(state: &StateDir, output: Output) -> anyhow::Result<ExitCode> {
+    let mut report = pod::report(state)?;
+    let redirection = redirection(state, &report);
     if report.mesh {
         report.problems.extend(report.pods.iter().filter_map(|pod| mesh_problem(pod, &redirection)));
     }
     let status = Status { report, redirection };
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        Output::Table => print!("{}", status.table()),
+    match output.data(&status)? {
+        Some(data) => print!("{data}"),
+        None => print!("{}", status.table()),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(super::exit_code(status.report.problems.is_empty()))
 }
 
 fn redirection(state: &StateDir, report: &Report) -> BTreeMap<String, RedirectionStatus> {

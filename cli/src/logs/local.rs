@@ -1,4 +1,4 @@
-//! `culvert logs`.
+//! The mesh of `culvert up`: logs are files.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,9 +18,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// Read at once.
 const BLOCK: usize = 64 * 1024;
 
-pub(crate) fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
-    let state = args.state.open()?;
-    let report = pod::report(&state)?;
+pub(super) fn logs(state: &StateDir, args: &LogsArgs) -> anyhow::Result<ExitCode> {
+    if args.previous {
+        anyhow::bail!("--previous is about a cluster: here a log goes on when its program is restarted");
+    }
+    let report = pod::report(state)?;
     let log = match pod::program(&report, &args.pod.name)? {
         Some(program) => program.log.clone(),
         None => pod::container(pod::find(&report, &args.pod)?, &args.pod)?.log.clone(),
@@ -31,14 +33,14 @@ pub(crate) fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !args.follow => {
             return Ok(ExitCode::SUCCESS);
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => appear(&log, &state)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => appear(&log, state)?,
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", log.display())),
     };
     if let Some(lines) = args.tail {
         skip_to_last(&mut file, lines)?;
     }
     let outcome = copy(&mut file, &mut io::stdout().lock())
-        .and_then(|()| if args.follow { follow(file, &log, &state) } else { Ok(()) });
+        .and_then(|()| if args.follow { follow(file, &log, state) } else { Ok(()) });
     match outcome {
         // Whoever reads has seen enough (`culvert logs | head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
