@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use culvert_sandbox::plan;
@@ -13,13 +15,15 @@ use crate::cluster::Programs;
 use crate::control_plane::{DNS_SERVICE, DOMAIN, proxy_config};
 use crate::files::Files;
 use crate::images;
-use crate::process::Process;
+use crate::process::{POLL, Process};
 use crate::shell::run;
 
 /// What a node has of its own; everything else of the file system is the machine's.
 const OWN: [&str; 5] = ["run", "var/lib", "var/log", "etc/cni", "opt/cni"];
 /// The programs of a node in the order in which they are started.
 pub(crate) const PROGRAMS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
+/// A kubelet that finds its runtime runs longer than this.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Where version 1 of cgroups has its hierarchies.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where Debian puts CNI plugins.
@@ -87,7 +91,15 @@ impl Node {
         self.hold()?;
         self.cgroups()?;
         for program in PROGRAMS {
-            self.start(program)?;
+            let mut process = self.start(program)?;
+            // kubelet ends when containerd does not answer yet, and is started again, as a service manager would.
+            let begun = Instant::now();
+            while program == "kubelet" && begun.elapsed() < SETTLED {
+                sleep(POLL);
+                if !process.runs() {
+                    process = self.start(program)?;
+                }
+            }
         }
         Ok(())
     }
