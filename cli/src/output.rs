@@ -1,8 +1,8 @@
 //! `-o table|wide|json|yaml`, the same for every command that shows something.
 
-use anyhow::Context;
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::table::render;
 
@@ -91,14 +91,51 @@ impl Table {
 /// YAML of any value, as kubectl would print it: what JSON says, in block style.
 pub(crate) fn yaml<T: Serialize>(value: &T) -> anyhow::Result<String> {
     // By way of JSON, so that both say the same.
-    let value = serde_json::to_value(value)?;
-    let text = serde_saphyr::to_string(&value).context("cannot write it as YAML")?;
-    Ok(if text.ends_with('\n') { text } else { text + "\n" })
+    let mut text = String::new();
+    block(&serde_json::to_value(value)?, 0, &mut text);
+    Ok(text.trim_start().to_owned() + "\n")
+}
+
+/// A value after its key or dash. A text that YAML might take for something else is quoted as in JSON, which is YAML too.
+fn block(value: &Value, depth: usize, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (key, value) in fields {
+                let nested = if value.is_array() { depth } else { depth + 1 };
+                text.push_str(&format!("\n{indent}{}:", scalar(key)));
+                block(value, nested, text);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                let mut nested = String::new();
+                block(item, depth + 1, &mut nested);
+                // The first line goes beside the dash.
+                text.push_str(&format!("\n{indent}- {}", nested.trim_start()));
+            }
+        }
+        Value::Object(_) => text.push_str(" {}"),
+        Value::Array(_) => text.push_str(" []"),
+        Value::String(string) => text.push_str(&format!(" {}", scalar(string))),
+        other => text.push_str(&format!(" {other}")),
+    }
+}
+
+/// Plain if it is a word that can be nothing else than text.
+fn scalar(text: &str) -> String {
+    let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '_');
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte));
+    let other = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
+    if begins && plain && !other.contains(&text.to_ascii_lowercase().as_str()) {
+        return text.to_owned();
+    }
+    Value::String(text.to_owned()).to_string()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -107,7 +144,8 @@ mod tests {
     fn yaml_reads_back_as_it_was() {
         let value = json!({
             "a": "n", "b": "1.0", "c": 1.5, "d": [], "e": {}, "f": null, "g": [{"h": "2026-01-01", "i": "x: y"}],
-            "j": "two\nlines", "k": "- no list", "l": true, "m": "true", "n": "", "o": "'quoted'", "p": "0x10", "q": "~",
+            "j": "two\nlines", "r": [[1, []], [{}], {"a": [{"b": [], "c": {}}]}], "s": {"t": {"u": [1]}}, "v:": "-", "1": "no",
+            "w": "e\u{301}\u{7f}\t\\", "x": [{"y": [{"z": []}]}, []], "k": "- no list", "l": true, "m": "true", "n": "", "o": "'quoted'", "p": "0x10", "q": "~",
         });
         let text = yaml(&value).unwrap();
         let back: Value = serde_saphyr::from_str(&text).unwrap();

@@ -73,7 +73,7 @@ async fn run(cluster: &ClusterArgs, args: &CheckArgs) -> anyhow::Result<ExitCode
     let installed = seen.controller.is_some() || seen.agent.is_some() || seen.proxy.is_some();
     let mut checks = vec![verdicts::api_server(&seen)];
     if seen.away.is_none() {
-        let facts = facts::look(&cluster, &seen).await;
+        let facts = Box::pin(facts::look(&cluster, &seen)).await;
         checks.extend(verdicts::cluster(&seen, &facts));
         if args.pre || !installed {
             checks.push(permissions::install(&cluster).await);

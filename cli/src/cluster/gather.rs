@@ -79,8 +79,9 @@ pub(crate) async fn gather(cluster: &Cluster, scope: &Scope) -> Seen {
         }
     }
     let mut look = Look { cluster, scope, seen, started };
-    look.installation().await;
-    look.world().await;
+    // Many lists at once make large futures.
+    Box::pin(look.installation()).await;
+    Box::pin(look.world()).await;
     look.resources().await;
     look.ask().await;
     look.seen

@@ -131,14 +131,25 @@ async fn answer(
     let sent: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut table = table.lock().unwrap();
     if method != Method::GET {
-        table.changes.push((method.to_string(), with_query, sent.clone()));
+        table.changes.push((method.to_string(), with_query.clone(), sent.clone()));
     }
     Ok(match table.pages.get(&path) {
-        Some((status, page)) => shown(*status, page),
+        Some((status, page)) => shown(*status, &selected(page, &with_query)),
         // What is changed is as it was sent.
         None if method == Method::PATCH || method == Method::POST => shown(200, &sent),
         None => shown(404, &status(404, &format!("{path} not found"))),
     })
+}
+
+/// Of a list, what a selector `app=NAME` leaves.
+fn selected(page: &Value, path: &str) -> Value {
+    let mut page = page.clone();
+    let app =
+        path.split_once("labelSelector=app%3D").map(|(_, rest)| rest.split('&').next().unwrap().to_owned());
+    if let (Some(app), Some(items)) = (app, page.get_mut("items").and_then(Value::as_array_mut)) {
+        items.retain(|item| item["metadata"]["labels"]["app"] == app.as_str());
+    }
+    page
 }
 
 pub fn status(code: u16, message: &str) -> Value {

@@ -59,7 +59,7 @@ pub(crate) fn excluded(agent: &DaemonSet) -> Option<Vec<String>> {
 /// Who joins, if the agents are told so instead of by ambient's labels.
 pub(crate) fn enablement(agent: &DaemonSet) -> Result<EnablementSelectors, String> {
     match flag(agent, "--enablement-selectors=") {
-        Some(text) => text.parse().map_err(|error| format!("{error}")),
+        Some(text) => text.parse(),
         None => Ok(EnablementSelectors::default()),
     }
 }
