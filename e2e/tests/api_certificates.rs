@@ -223,7 +223,7 @@ fn tokens(world: &World, checks: &mut Checks, proxy: &Path) -> Result<()> {
     world.token("gone", SYSTEM, "ztunnel", "ztunnel-b")?;
     cluster.must_delete(&format!("/api/v1/namespaces/{SYSTEM}/pods/ztunnel-b"))?;
     for (name, file, because) in [
-        ("a token that is signed with another key", "stranger", "does not vouch"),
+        ("a token that is signed with another key", "stranger", "error in cryptographic primitive"),
         ("a token that has expired", "expired", "expired"),
         ("a token for another audience", "audience", "is invalid for the target audiences"),
         ("a token that is bound to no pod", "unbound", "is bound to no pod"),
