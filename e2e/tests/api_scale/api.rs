@@ -1,4 +1,4 @@
-//! Many requests at once to the API server: one connection pool, instead of a program for each request.
+//! Requests that are timed, to the API server: a client that is there already, instead of a program for each.
 
 use std::path::Path;
 
@@ -21,31 +21,25 @@ impl Api {
         Ok(Self(kube::Client::try_from(config)?))
     }
 
-    async fn send(&self, method: &str, path: &str, kind: &str, body: String) -> Result<String> {
+    async fn send(&self, method: &str, path: &str, kind: &str, body: String) -> Result<()> {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
             .header("content-type", kind)
             .body(body.into_bytes())?;
-        self.0.request_text(request).await.with_context(|| format!("{method} {path}"))
-    }
-
-    pub async fn get(&self, path: &str) -> Result<String> {
-        self.send("GET", path, "application/json", String::new()).await
+        self.0.request_text(request).await.map(drop).with_context(|| format!("{method} {path}"))
     }
 
     pub async fn make(&self, path: &str, object: String) -> Result<()> {
-        self.send("POST", path, "application/json", object).await.map(drop)
+        self.send("POST", path, "application/json", object).await
     }
 
     pub async fn merge(&self, path: &str, change: &Value) -> Result<()> {
-        self.send("PATCH", path, MERGE, change.to_string()).await.map(drop)
+        self.send("PATCH", path, MERGE, change.to_string()).await
     }
 
     /// At once: no kubelet is there to end anything.
     pub async fn delete(&self, path: &str) -> Result<()> {
-        self.send("DELETE", &format!("{path}?gracePeriodSeconds=0"), "application/json", String::new())
-            .await
-            .map(drop)
+        self.send("DELETE", &format!("{path}?gracePeriodSeconds=0"), "application/json", String::new()).await
     }
 }

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::api::Api;
-use crate::objects::{self, CLIENT, NAMESPACES, PODS, PORT, Pod, policy_path, ports, some_at_once};
+use crate::api::{AT_ONCE, Api};
+use crate::objects::{self, CLIENT, NAMESPACES, PODS, PORT, Pod, policy_path, ports};
 
 /// How often the proxy is asked.
 const POLL: Duration = Duration::from_millis(5);
@@ -146,7 +146,7 @@ impl Times {
                 change.write(api).await?;
                 told.try_send((*change, Instant::now())).context("there is a place for each")
             });
-            let mut writing = some_at_once(futures_util::stream::iter(write));
+            let mut writing = futures_util::stream::iter(write).buffer_unordered(AT_ONCE);
             while let Some(done) = writing.next().await {
                 done?;
             }

@@ -3,11 +3,10 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use culvert_e2e::apiserver::SYSTEM;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use culvert_e2e::apiserver::{Cluster, MERGE, SYSTEM};
 use serde_json::{Value, json};
 
-use crate::api::{AT_ONCE, Api};
+use crate::api::Api;
 
 pub const NAMESPACES: usize = 10;
 /// In a namespace.
@@ -71,27 +70,29 @@ impl Pod {
         format!("/api/v1/namespaces/{}/services/svc-{}", self.namespace(), self.service)
     }
 
-    /// Made and running, as far as the API server knows.
-    pub async fn make(self, api: &Api) -> Result<()> {
-        self.define(api).await?;
-        self.runs(api).await
+    fn pods_path(self) -> String {
+        format!("/api/v1/namespaces/{}/pods?fieldManager=kube-controller-manager", self.namespace())
+    }
+
+    fn status_path(self) -> String {
+        format!("{}/status?fieldManager=kubelet", self.path())
+    }
+
+    /// Name, app, node and account.
+    fn texts(self) -> [String; 4] {
+        let node = format!("node-{}", self.index() % NODES);
+        [self.name(), format!("svc-{}", self.service), node, format!("team-{}", self.service / 5)]
     }
 
     /// Made, and not yet run by anybody.
     pub async fn define(self, api: &Api) -> Result<()> {
-        let node = format!("node-{}", self.index() % NODES);
-        let account = format!("team-{}", self.service / 5);
-        let object = pod(&self.name(), &format!("svc-{}", self.service), &node, &account);
-        api.make(
-            &format!("/api/v1/namespaces/{}/pods?fieldManager=kube-controller-manager", self.namespace()),
-            object,
-        )
-        .await
+        let [name, app, node, account] = self.texts();
+        api.make(&self.pods_path(), pod(&name, &app, &node, &account)).await
     }
 
     /// What kubelet says of it then.
     pub async fn runs(self, api: &Api) -> Result<()> {
-        api.merge(&format!("{}/status?fieldManager=kubelet", self.path()), &running(self.address())).await
+        api.merge(&self.status_path(), &running(self.address())).await
     }
 }
 
@@ -105,51 +106,54 @@ fn client_address() -> Ipv4Addr {
     address(ALL_PODS)
 }
 
-/// Sends all of them, some at once.
-pub async fn all<F: Future<Output = Result<()>>>(requests: impl IntoIterator<Item = F>) -> Result<()> {
-    some_at_once(stream::iter(requests)).try_collect().await
-}
+/// What a request sends to be accepted: a path and a body.
+type Request = (String, String);
 
-pub fn some_at_once<F: Future>(requests: impl Stream<Item = F>) -> impl Stream<Item = F::Output> {
-    requests.buffer_unordered(AT_ONCE)
+fn make(cluster: &Cluster, objects: impl IntoIterator<Item = Request>) -> Result<()> {
+    cluster.ask_all("POST", "application/json", objects)
 }
 
 /// What there is before any pod of a service: namespaces, nodes with their leases, accounts.
-pub async fn before(api: &Api) -> Result<()> {
-    let make = |path: String, object: Value| async move { api.make(&path, object.to_string()).await };
-    let namespace = |name: String| {
-        let labels = json!({ "istio.io/dataplane-mode": if name == SYSTEM { "none" } else { "ambient" } });
-        let object = json!({ "metadata": { "name": name, "labels": labels } });
-        make("/api/v1/namespaces".into(), object)
-    };
-    let mine = (0..NAMESPACES).map(|n| format!("app-{n}"));
-    all(mine.chain([SYSTEM.into(), "kube-node-lease".into()]).map(namespace)).await?;
-    let accounts = (0..NAMESPACES * ACCOUNTS).map(|n| (n / ACCOUNTS, format!("team-{}", n % ACCOUNTS)));
-    all(accounts.map(|(namespace, account)| {
-        make(
-            format!("/api/v1/namespaces/app-{namespace}/serviceaccounts"),
-            json!({ "metadata": { "name": account } }),
-        )
-    }))
-    .await?;
-    all((0..NODES).map(|n| {
-        let labels = json!({ "kubernetes.io/hostname": format!("node-{n}"), "topology.kubernetes.io/region": "one",
-            "topology.kubernetes.io/zone": format!("zone-{}", n % 3) });
-        let object = json!({ "metadata": { "name": format!("node-{n}"), "labels": labels } });
-        make("/api/v1/nodes".into(), object)
-    }))
-    .await?;
-    heartbeats(api, 0).await?;
-    all((0..NODES).map(|n| {
-        let spec = json!({ "holderIdentity": format!("node-{n}"), "leaseDurationSeconds": 40 });
-        let object = json!({ "metadata": { "name": format!("node-{n}") }, "spec": spec });
-        make("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases".into(), object)
-    }))
-    .await
+pub fn before(cluster: &Cluster) -> Result<()> {
+    let request = |path: &str, object: Value| (path.to_owned(), object.to_string());
+    let mine = (0..NAMESPACES).map(|n| format!("app-{n}")).chain([SYSTEM.to_owned()]);
+    make(
+        cluster,
+        mine.map(|name| {
+            let labels =
+                json!({ "istio.io/dataplane-mode": if name == SYSTEM { "none" } else { "ambient" } });
+            request("/api/v1/namespaces", json!({ "metadata": { "name": name, "labels": labels } }))
+        }),
+    )?;
+    make(
+        cluster,
+        (0..NAMESPACES * ACCOUNTS).map(|n| {
+            let path = format!("/api/v1/namespaces/app-{}/serviceaccounts", n / ACCOUNTS);
+            request(&path, json!({ "metadata": { "name": format!("team-{}", n % ACCOUNTS) } }))
+        }),
+    )?;
+    make(
+        cluster,
+        (0..NODES).map(|n| {
+            let (name, zone) = (format!("node-{n}"), format!("zone-{}", n % 3));
+            let labels = json!({ "kubernetes.io/hostname": name, "topology.kubernetes.io/region": "one",
+            "topology.kubernetes.io/zone": zone });
+            request("/api/v1/nodes", json!({ "metadata": { "name": name, "labels": labels } }))
+        }),
+    )?;
+    make(
+        cluster,
+        (0..NODES).map(|n| {
+            let spec = json!({ "holderIdentity": format!("node-{n}"), "leaseDurationSeconds": 40 });
+            let object = json!({ "metadata": { "name": format!("node-{n}") }, "spec": spec });
+            request("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", object)
+        }),
+    )?;
+    heartbeats(cluster, 0)
 }
 
 /// What every kubelet says of its node every few minutes; `beat` counts them.
-pub async fn heartbeats(api: &Api, beat: usize) -> Result<()> {
+pub fn heartbeats(cluster: &Cluster, beat: usize) -> Result<()> {
     let time = format!("2026-01-01T00:{:02}:00Z", beat % 60);
     let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status, "reason": "KubeletSays", "lastHeartbeatTime": time });
     let conditions = ["MemoryPressure", "DiskPressure", "PIDPressure"].map(|kind| condition(kind, "False"));
@@ -159,39 +163,39 @@ pub async fn heartbeats(api: &Api, beat: usize) -> Result<()> {
         .collect();
     let status = json!({ "status": { "conditions": conditions, "images": images,
         "capacity": { "cpu": "16", "memory": "64Gi", "pods": "110" } } });
-    let status = &status;
-    all((0..NODES).map(|n| async move {
-        api.merge(&format!("/api/v1/nodes/node-{n}/status?fieldManager=kubelet"), status).await
-    }))
-    .await
+    let path = |n| format!("/api/v1/nodes/node-{n}/status?fieldManager=kubelet");
+    cluster.ask_all("PATCH", MERGE, (0..NODES).map(|n| (path(n), status.to_string())))
 }
 
 /// Services, with the slices that another controller would make of them.
-pub async fn services(api: &Api) -> Result<()> {
+pub fn services(cluster: &Cluster) -> Result<()> {
     let numbers = || (0..NAMESPACES * SERVICES).map(|n| (n / SERVICES, n % SERVICES));
-    all(numbers().map(|(namespace, service)| async move {
+    make(cluster, numbers().map(|(namespace, service)| {
         let name = format!("svc-{service}");
         let object = json!({
             "metadata": { "name": name, "labels": { "app": name, "team": format!("team-{}", service / 5) } },
             "spec": { "selector": { "app": name }, "ports": ports(PORT) },
         });
-        api.make(&format!("/api/v1/namespaces/app-{namespace}/services"), object.to_string()).await
-    }))
-    .await?;
-    all(numbers().map(|(namespace, service)| async move {
-        let pods = (0..PODS).map(|number| Pod { namespace, service, number });
-        let endpoints: Vec<Value> = pods.map(endpoint).collect();
-        let name = format!("svc-{service}");
-        let object = json!({
-            "metadata": { "name": format!("{name}-x7k2p"), "labels": { "kubernetes.io/service-name": name,
-                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" } },
-            "addressType": "IPv4", "endpoints": endpoints,
-            "ports": [{ "name": "http", "port": PORT, "protocol": "TCP" }],
-        });
-        let path = format!("/apis/discovery.k8s.io/v1/namespaces/app-{namespace}/endpointslices");
-        api.make(&path, object.to_string()).await
-    }))
-    .await
+        (format!("/api/v1/namespaces/app-{namespace}/services"), object.to_string())
+    }))?;
+    make(
+        cluster,
+        numbers().map(|(namespace, service)| {
+            let pods = (0..PODS).map(|number| Pod { namespace, service, number });
+            let endpoints: Vec<Value> = pods.map(endpoint).collect();
+            let name = format!("svc-{service}");
+            let object = json!({
+                "metadata": { "name": format!("{name}-x7k2p"), "labels": { "kubernetes.io/service-name": name,
+                    "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" } },
+                "addressType": "IPv4", "endpoints": endpoints,
+                "ports": [{ "name": "http", "port": PORT, "protocol": "TCP" }],
+            });
+            (
+                format!("/apis/discovery.k8s.io/v1/namespaces/app-{namespace}/endpointslices"),
+                object.to_string(),
+            )
+        }),
+    )
 }
 
 fn endpoint(pod: Pod) -> Value {
@@ -207,34 +211,52 @@ pub fn ports(target: u16) -> Value {
     json!([{ "name": "http", "port": 80, "protocol": "TCP", "targetPort": target }])
 }
 
-pub async fn pods(api: &Api) -> Result<()> {
-    api.make("/api/v1/namespaces/app-0/pods", pod(CLIENT, CLIENT, "node-0", "team-0")).await?;
-    api.merge(&format!("/api/v1/namespaces/app-0/pods/{CLIENT}/status"), &running(client_address())).await?;
-    all(Pod::all().map(|pod| pod.make(api))).await
+/// All pods, and what kubelets say of them: that they run.
+pub fn pods(cluster: &Cluster) -> Result<()> {
+    make(cluster, [("/api/v1/namespaces/app-0/pods".to_owned(), pod(CLIENT, CLIENT, "node-0", "team-0"))])?;
+    let path = format!("/api/v1/namespaces/app-0/pods/{CLIENT}/status");
+    cluster.must_patch(&path, &running(client_address()))?;
+    // Once, with marks: making 10 KB of JSON is slow where nothing is optimised.
+    let like = pod("@NAME", "@APP", "@NODE", "@ACCOUNT");
+    make(
+        cluster,
+        Pod::all().map(|it| {
+            let texts = it.texts();
+            let marks = ["@NAME", "@APP", "@NODE", "@ACCOUNT"];
+            let text = marks.iter().zip(&texts).fold(like.clone(), |text, (mark, it)| text.replace(mark, it));
+            (it.pods_path(), text)
+        }),
+    )?;
+    let like = running(Ipv4Addr::UNSPECIFIED).to_string();
+    cluster.ask_all(
+        "PATCH",
+        MERGE,
+        Pod::all().map(|it| (it.status_path(), like.replace("0.0.0.0", &it.address().to_string()))),
+    )
 }
 
 /// In each namespace: one that denies everything to pods that are labelled so, one that denies a port, and some that allow.
-pub async fn policies(api: &Api) -> Result<()> {
-    for namespace in 0..NAMESPACES {
-        let path = policy_path(namespace);
-        let make = |name: String, spec: Value| {
-            let path = &path;
-            let policy = json!({ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-                "metadata": { "name": name }, "spec": spec });
-            async move { api.make(path, policy.to_string()).await }
-        };
-        let labelled = json!({ "matchLabels": { "quarantine": "true" } });
-        make("quarantine".into(), json!({ "selector": labelled, "action": "DENY", "rules": [{}] })).await?;
-        make("port".into(), denies(9000)).await?;
-        for n in 0..POLICIES - 2 {
-            let selector = json!({ "matchLabels": { "app": format!("svc-{}", 50 + n) } });
-            let principals = json!([format!("cluster.local/ns/app-{namespace}/sa/team-{n}")]);
-            let rules = json!([{ "from": [{ "source": { "principals": principals } }] }]);
-            make(format!("allow-{n}"), json!({ "selector": selector, "action": "ALLOW", "rules": rules }))
-                .await?;
-        }
-    }
-    Ok(())
+pub fn policies(cluster: &Cluster) -> Result<()> {
+    let of = |namespace: usize, name: &str, spec: &Value| {
+        let policy = json!({ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": name }, "spec": spec });
+        (policy_path(namespace), policy.to_string())
+    };
+    let labelled = json!({ "matchLabels": { "quarantine": "true" } });
+    let quarantine = json!({ "selector": labelled, "action": "DENY", "rules": [{}] });
+    make(
+        cluster,
+        (0..NAMESPACES).flat_map(|namespace| {
+            let allow = (0..POLICIES - 2).map(move |n| {
+                let selector = json!({ "matchLabels": { "app": format!("svc-{}", 50 + n) } });
+                let principals = json!([format!("cluster.local/ns/app-{namespace}/sa/team-{n}")]);
+                let rules = json!([{ "from": [{ "source": { "principals": principals } }] }]);
+                let spec = json!({ "selector": selector, "action": "ALLOW", "rules": rules });
+                of(namespace, &format!("allow-{n}"), &spec)
+            });
+            allow.chain([of(namespace, "quarantine", &quarantine), of(namespace, "port", &denies(9000))])
+        }),
+    )
 }
 
 pub fn policy_path(namespace: usize) -> String {
@@ -248,12 +270,10 @@ pub fn denies(port: u16) -> Value {
 }
 
 /// Bytes of JSON of a pod, on average over some.
-pub async fn bytes_a_pod(api: &Api) -> Result<usize> {
-    let some = 200;
-    let text = api.get(&format!("/api/v1/pods?limit={some}")).await?;
-    let list: Value = serde_json::from_str(&text)?;
+pub fn bytes_a_pod(cluster: &Cluster) -> Result<usize> {
+    let list = cluster.get("/api/v1/pods?limit=200")?;
     let count = list["items"].as_array().context("no list")?.len();
-    Ok(text.len() / count)
+    Ok(list.to_string().len() / count)
 }
 
 fn running(address: Ipv4Addr) -> Value {
@@ -281,11 +301,11 @@ fn pod(name: &str, app: &str, node: &str, account: &str) -> String {
         "ambient.istio.io/redirection": "enabled",
         "prometheus.io/scrape": "true", "prometheus.io/port": "9090", "prometheus.io/path": "/metrics",
         "checksum/config": "9c".repeat(32), "checksum/secret": "4e".repeat(32),
-        "example.com/history": "rolled out by the pipeline of the shop's team, ".repeat(12),
+        "example.com/history": "rolled out by the pipeline of the shop's team, ".repeat(3),
     });
     let owner = json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-6d4f8b7c9d"),
         "uid": "2f8f2a0e-6b0e-4d5c-9c39-5b9f6f7f2a11", "controller": true, "blockOwnerDeletion": true }]);
-    let variables: Vec<Value> = (0..16)
+    let variables: Vec<Value> = (0..5)
         .map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("https://thing-{n}.example.com/api/v2") }))
         .chain([json!({ "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } })])
         .chain(["user", "password"].map(|key| {
@@ -296,7 +316,7 @@ fn pod(name: &str, app: &str, node: &str, account: &str) -> String {
         .map(|name| json!({ "name": name, "mountPath": format!("/var/run/{name}") }))
         .into();
     let probe = json!({ "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 10 });
-    let container = |name: &str, port: u16| {
+    let container = |name: &str, port: u16, variables: &[Value]| {
         json!({ "name": name, "image": format!("registry.example/shop/{name}:1.2.3"), "args": ["--serve", "--verbose"],
             "env": variables, "volumeMounts": mounts, "livenessProbe": probe, "readinessProbe": probe,
             "ports": [{ "name": "http", "containerPort": port }],
@@ -305,7 +325,7 @@ fn pod(name: &str, app: &str, node: &str, account: &str) -> String {
     };
     let spec = json!({
         "nodeName": node, "serviceAccountName": account,
-        "containers": [container("app", PORT), container("log", 9090)],
+        "containers": [container("app", PORT, &variables), container("log", 9090, &[])],
         "volumes": [
             { "name": "config", "configMap": { "name": app } }, { "name": "secrets", "secret": { "secretName": app } },
             { "name": "cache", "emptyDir": {} }, { "name": "tmp", "emptyDir": { "medium": "Memory" } },
