@@ -4,6 +4,7 @@
 //! Needs `KUBERNETES_BIN`, the directory of kube-apiserver and helm, and Debian's etcd: `make api-server`. Without it
 //! [`Cluster::start`] fails.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -175,10 +176,23 @@ impl Cluster {
         Ok(found.with_context(|| format!("{name} does not run"))?.1.id())
     }
 
-    /// Where etcd listens.
-    #[must_use]
-    pub fn etcd(&self) -> &str {
-        &self.etcd
+    /// Forgets all of etcd's history: who was away and asks for what came since gets a 410.
+    ///
+    /// # Errors
+    /// If etcd does not do it.
+    pub fn compact(&self) -> Result<()> {
+        let ask = |path: &str, body: Value| -> Result<Value> {
+            let url = format!("{}/v3/kv/{path}", self.etcd);
+            let output = Command::new("curl")
+                .args(["-s", "--noproxy", "*", &url, "-d", &body.to_string()])
+                .output()?;
+            serde_json::from_slice(&output.stdout).with_context(|| format!("etcd: {path}"))
+        };
+        // Base64 of one zero byte: no key of the API server's, but the answer has the revision.
+        let now = ask("range", json!({ "key": "AA==" }))?["header"]["revision"].take();
+        let answer = ask("compaction", json!({ "revision": now, "physical": true }))?;
+        ensure!(answer["header"].is_object(), "etcd does not compact: {answer}");
+        Ok(())
     }
 
     /// Asks the API server; what is no JSON comes back as `{"text": ...}`.
@@ -240,6 +254,55 @@ impl Cluster {
     pub fn must_delete(&self, path: &str) -> Result<()> {
         let answer = self.ask("DELETE", &format!("{path}?gracePeriodSeconds=0"), "application/json", None)?;
         ensure!(answer["kind"].is_string() && answer["status"] != "Failure", "{path}: {answer}");
+        Ok(())
+    }
+
+    /// Sends many requests, some at once, by one curl: thousands in a minute. Each is a path and a body.
+    ///
+    /// # Errors
+    /// If one is not answered with success; says how the first of them was answered.
+    pub fn ask_all(
+        &self,
+        method: &str,
+        kind: &str,
+        requests: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<()> {
+        let mut config = String::new();
+        let mut sent = 0;
+        for (path, body) in requests {
+            let body = body.replace('\\', "\\\\").replace('"', "\\\"");
+            let url = format!("https://127.0.0.1:{}{path}", self.port);
+            let separator = if sent == 0 { "" } else { "next\n" };
+            writeln!(
+                config,
+                "{separator}url = \"{url}\"\nrequest = \"{method}\"\ndata = \"{body}\"\ninsecure\nnoproxy = \"*\"\n\
+                 header = \"authorization: Bearer {ADMIN}\"\nheader = \"content-type: {kind}\"\n\
+                 output = \"/dev/null\"\nwrite-out = \"%{{http_code}} %{{url}}\\n\""
+            )?;
+            sent += 1;
+        }
+        self.write("requests", &config)?;
+        let output = Command::new("curl")
+            .args([
+                "-s",
+                "--parallel",
+                "--parallel-max",
+                "32",
+                "--retry",
+                "5",
+                "--retry-delay",
+                "1",
+                "--config",
+            ])
+            .arg(self.path("requests"))
+            .output()
+            .context("curl")?;
+        let text = String::from_utf8(output.stdout)?;
+        // 409: it exists, by an attempt whose answer an etcd on a busy machine was too late for.
+        let accepted = |line: &str| line.starts_with('2') || line.starts_with("409 ");
+        let good = text.lines().filter(|line| accepted(line)).count();
+        let bad = text.lines().find(|line| !accepted(line));
+        ensure!(good == sent, "{good} of {sent} were accepted; the first that was not: {bad:?}");
         Ok(())
     }
 
@@ -472,6 +535,8 @@ impl Proxy {
         {
             command.args([listen, &format!("127.0.0.1:{port}")]);
         }
+        // Each state that it puts in force is a line in its log.
+        command.env("LOG_LEVEL", "info,culvert_ztunnel::control=debug");
         cluster.spawn(name, command)?;
         Ok(Self { admin, metrics })
     }
