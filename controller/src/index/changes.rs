@@ -119,11 +119,7 @@ impl Changes {
         changes.context |= before.services.diff(&after.services).next().is_some();
         let redirected: BTreeSet<Name> = keys(before.redirection.diff(&after.redirection)).collect();
         if !redirected.is_empty() || !nodes.is_empty() {
-            let touched = after.pods.iter().filter(|(_, status)| {
-                nodes.contains(&status.node_name)
-                    || redirected.contains(&(status.node_name.clone(), status.uid.clone()))
-            });
-            changes.pods.extend(touched.map(|(name, _)| name.clone()));
+            changes.touched(after, &nodes, &redirected);
         }
         changes.by_address(before, after);
         for namespace in &namespaces {
@@ -163,6 +159,15 @@ impl Changes {
                 }
             }
         }
+    }
+
+    /// Pods of nodes that changed, and those whose redirection did.
+    fn touched(&mut self, after: &World, nodes: &BTreeSet<String>, redirected: &BTreeSet<Name>) {
+        let touched = after.pods.iter().filter(|(_, status)| {
+            nodes.contains(&status.node_name)
+                || redirected.contains(&(status.node_name.clone(), status.uid.clone()))
+        });
+        self.pods.extend(touched.map(|(name, _)| name.clone()));
     }
 
     /// What slices lead to: a pod that comes to an address of one or leaves it changes what is beside the pods; and what is beside

@@ -147,16 +147,7 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
             if look % 2 == 0 { "workload" } else { "all" }
         ),
-        15 => {
-            let target = if look % 2 == 0 {
-                format!(", targetRef: {{kind: Pod, name: p{name}, namespace: b}}")
-            } else {
-                String::new()
-            };
-            format!(
-                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: x{name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{name}}}}}\naddressType: IPv4\nports: [{{port: 808{look}}}]\nendpoints: [{{addresses: [10.0.1.{name}]{target}}}, {{addresses: [192.0.2.{name}], conditions: {{ready: false}}}}]"
-            )
-        }
+        15 => slice(edit),
         6 => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
         ),
@@ -164,6 +155,19 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{look}, labels: {{topology.kubernetes.io/zone: z{name}}}}}"
         ),
     }
+}
+
+/// A slice of a Service that may have no selector: of a pod, named or not, and of something else.
+fn slice(edit: &Edit) -> String {
+    let Edit { namespace, name, look, .. } = edit;
+    let target = if look % 2 == 0 {
+        format!(", targetRef: {{kind: Pod, name: p{name}, namespace: b}}")
+    } else {
+        String::new()
+    };
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: x{name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{name}}}}}\naddressType: IPv4\nports: [{{port: 808{look}}}]\nendpoints: [{{addresses: [10.0.1.{name}]{target}}}, {{addresses: [192.0.2.{name}], conditions: {{ready: false}}}}]"
+    )
 }
 
 fn check(index: &mut Index, world: &World) -> Result<(), TestCaseError> {

@@ -205,7 +205,7 @@ mod tests {
         assert!(first.iter().all(|step| matches!(step, Step::Begin(_))));
         let old = kind("v1beta1", "a.io");
         let running = || builtin.iter().chain(std::iter::once(&old));
-        assert_eq!(steps(running(), seen(&[old.clone()], &[])), []);
+        assert_eq!(steps(running(), seen(std::slice::from_ref(&old), &[])), []);
         let new = kind("v1", "a.io");
         let replaced = Step::Replace { old: old.clone(), new: new.clone() };
         assert_eq!(steps(running(), seen(&[new], &[])), [replaced]);

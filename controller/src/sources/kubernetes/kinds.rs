@@ -167,7 +167,10 @@ mod tests {
 
     use super::*;
 
-    fn group(name: &str, versions: &[(&str, &str, &[(&str, &str)])]) -> Value {
+    /// A version: its name, its freshness, and its kinds by plural.
+    type Version<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+    fn group(name: &str, versions: &[Version<'_>]) -> Value {
         let versions = versions.iter().map(|(version, freshness, kinds)| {
             let resources = kinds.iter().map(|(plural, kind)| {
                 json!({"resource": plural, "responseKind": {"group": name, "version": version, "kind": kind},
