@@ -1,5 +1,6 @@
 //! Whatever ends without warning: a process of the mesh or of Kubernetes, or a whole node.
 
+use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -104,13 +105,11 @@ fn killed(world: &World, kills: usize) -> Result<()> {
         let mut windows = Vec::new();
         // The order is another in each run, and is told.
         let mut word = u64::from(std::process::id());
-        for number in 0..kills {
+        // Each of them once, then any.
+        let mut first = VICTIMS.into_iter();
+        for _ in 0..kills {
             word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let victim = if number < VICTIMS.len() {
-                VICTIMS[number]
-            } else {
-                VICTIMS[(word >> 33) as usize % VICTIMS.len()]
-            };
+            let victim = first.next().unwrap_or(VICTIMS[(word >> 33) as usize % VICTIMS.len()]);
             let from = now();
             victim.kill(world).with_context(|| format!("{victim:?}"))?;
             let back = now();
@@ -147,8 +146,8 @@ fn killed(world: &World, kills: usize) -> Result<()> {
     })
 }
 
-/// What a proxy knows of the mesh.
-fn known(node: &Node) -> Result<serde_json::Value> {
+/// What a proxy knows of the mesh: each thing as text, whatever the order in which it is shown.
+fn known(node: &Node) -> Result<BTreeSet<String>> {
     let pid = *node.processes(&["/ztunnel", "proxy"])?.first().context("no proxy runs")?;
     let net = format!("--net=/proc/{pid}/ns/net");
     let said = culvert_cluster::run(std::process::Command::new("nsenter").args([
@@ -161,19 +160,42 @@ fn known(node: &Node) -> Result<serde_json::Value> {
         "http://127.0.0.1:15000/config_dump",
     ]))?;
     let dump: serde_json::Value = serde_json::from_str(&said)?;
-    Ok(json!({ "workloads": dump["workloads"], "services": dump["services"], "policies": dump["policies"] }))
+    let mut all = BTreeSet::new();
+    for kind in ["workloads", "services", "policies"] {
+        let of = dump[kind]
+            .as_array()
+            .with_context(|| format!("no {kind} in {:?}", dump.as_object().map(|it| it.keys())))?;
+        all.extend(of.iter().map(|one| format!("{kind} {one}")));
+    }
+    Ok(all)
 }
 
 fn same_as_fresh(world: &World) -> Result<()> {
     let before: Vec<_> = world.cluster.nodes().iter().map(known).collect::<Result<_>>()?;
-    ensure!(before[0]["workloads"].as_array().is_some_and(|all| all.len() > 4), "{}", before[0]);
+    ensure!(before[0].len() > 4, "{:?}", before[0]);
+    let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).next().cloned();
+    ensure!(
+        before[0] == before[1],
+        "nodes differ: {:?}, {:?}",
+        only(&before[0], &before[1]),
+        only(&before[1], &before[0])
+    );
     for node in world.cluster.nodes() {
         let pid = *node.processes(&["/ztunnel", "proxy"])?.first().context("no proxy runs")?;
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     }
     wait("the same from fresh proxies", || {
-        let after: Vec<_> = world.cluster.nodes().iter().map(known).collect::<Result<_>>()?;
-        Ok((after == before).then_some(()))
+        for (node, before) in world.cluster.nodes().iter().zip(&before) {
+            let after = known(node)?;
+            ensure!(
+                after == *before,
+                "{}: gone {:?}, new {:?}",
+                node.name(),
+                only(before, &after),
+                only(&after, before)
+            );
+        }
+        Ok(Some(()))
     })
 }
 

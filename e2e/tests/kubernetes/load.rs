@@ -99,11 +99,6 @@ impl<'a> Load<'a> {
         Ok(lines)
     }
 
-    /// Connections that failed so far, and when the latest of them had begun.
-    pub fn failed(&self) -> Result<Vec<f64>> {
-        Ok(self.lines()?.iter().filter_map(|line| line["failed_at"].as_f64()).collect())
-    }
-
     /// Waits for its end; the pod is removed.
     pub fn finish(self) -> Result<Outcome> {
         let patience = Duration::from_secs(self.seconds) + PATIENCE;

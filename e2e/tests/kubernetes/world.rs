@@ -201,11 +201,6 @@ impl World {
         })
     }
 
-    /// The pods of a program of the mesh, by the label `app`.
-    pub fn of_mesh(&self, app: &str) -> Result<Vec<Value>> {
-        Ok(self.pods(SYSTEM)?.into_iter().filter(|pod| pod["metadata"]["labels"]["app"] == app).collect())
-    }
-
     /// `culvert status -o json`, and its exit code.
     pub fn status(&self) -> Result<(Value, i32)> {
         let mut culvert = self.api.command(&programs::program("culvert")?.display().to_string());
