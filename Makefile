@@ -21,8 +21,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours: see interop.
-E2E := $(filter-out ambient,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours: see interop. `api_scale` measures, and is for a machine that does nothing else.
+E2E := $(filter-out ambient api_scale,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
 .PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
@@ -47,7 +47,8 @@ test: ## Everything a change must pass (what .ci/run runs); installs what it lac
 
 test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark
 	@# culvert-runtime's one ignored test is the child of another.
-	$(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
+	@$(MAKE) --no-print-directory api-server
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-scale
 
@@ -101,7 +102,7 @@ cluster-programs: setup-cluster ## Build the real Kubernetes, helm and DNS serve
 	e2e/cluster/tools/build $(K8S)
 
 api-server: setup-test build cluster-programs ## The tests under a real Kubernetes API server without nodes
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) cargo test --locked --workspace $(call E2E_FLAGS,$(filter api_%,$(E2E))) --nocapture
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) cargo test --locked --workspace $(call E2E_FLAGS,$(filter api_%,$(E2E)) api_scale) --nocapture
 
 kubernetes: setup-test build cluster-programs ## The tests in a real Kubernetes of two nodes
 	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,kubernetes) --nocapture
