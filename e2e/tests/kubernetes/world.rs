@@ -200,16 +200,6 @@ impl World {
             Ok(log.lines().rev().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned))
         })
     }
-
-    /// `culvert status -o json`, and its exit code.
-    pub fn status(&self) -> Result<(Value, i32)> {
-        let mut culvert = self.api.command(&programs::program("culvert")?.display().to_string());
-        let output = culvert.args(["status", "-o", "json"]).output()?;
-        let said = serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-        })?;
-        Ok((said, output.status.code().unwrap_or(-1)))
-    }
 }
 
 impl Drop for World {
