@@ -29,7 +29,7 @@ pub(crate) struct Facts {
     /// Version and channel of the Gateway API, if it is there.
     pub gateway_api: Option<(String, String)>,
     /// Other control planes and node programs that do what the mesh does: `namespace/name`.
-    pub others: Vec<String>,
+    pub others: Result<Vec<String>, String>,
     /// Settings of Cilium, if it is there.
     pub cilium: Option<BTreeMap<String, String>>,
     /// What pod security the installation's namespace enforces.
@@ -52,19 +52,22 @@ pub(crate) async fn look(cluster: &Cluster, seen: &Seen) -> Facts {
         cluster.ask(namespaces.get_opt(&cluster.system)),
     );
     let gateway_api = definitions.as_ref().ok().and_then(gateway_api);
-    let sets = sets.unwrap_or_default();
-    let deployments = deployments.unwrap_or_default();
-    let metas = sets.iter().map(|it| &it.metadata).chain(deployments.iter().map(|it| &it.metadata));
-    let named = metas.filter_map(|meta| Some((meta.namespace.as_deref()?, meta.name.as_deref()?)));
-    let others = named.filter(|(namespace, name)| *namespace != seen.system && is_another(name));
+    let others = sets.and_then(|sets| Ok(others(&sets, &deployments?, &seen.system)));
     let labels = namespace.ok().flatten().and_then(|it| it.metadata.labels);
     Facts {
         kinds: definitions.map(|it| kinds(&it)).map_err(|error: NoAnswer| error.to_string()),
         gateway_api,
-        others: others.map(|(namespace, name)| format!("{namespace}/{name}")).collect(),
+        others: others.map_err(|error| error.to_string()),
         cilium: cilium.ok().flatten().and_then(|map| map.data),
         pod_security: labels.and_then(|labels| labels.get("pod-security.kubernetes.io/enforce").cloned()),
     }
+}
+
+fn others(sets: &[DaemonSet], deployments: &[Deployment], system: &str) -> Vec<String> {
+    let metas = sets.iter().map(|it| &it.metadata).chain(deployments.iter().map(|it| &it.metadata));
+    let named = metas.filter_map(|meta| Some((meta.namespace.as_deref()?, meta.name.as_deref()?)));
+    let others = named.filter(|(namespace, name)| *namespace != system && is_another(name));
+    others.map(|(namespace, name)| format!("{namespace}/{name}")).collect()
 }
 
 /// Programs that take pods' traffic as this mesh does.

@@ -48,7 +48,10 @@ pub(super) fn api_server(seen: &Seen) -> Check {
 
 pub(super) fn cluster(seen: &Seen, facts: &Facts) -> Vec<Check> {
     vec![
-        nodes(&seen.nodes),
+        match seen.unread.iter().find(|(what, _)| what == "nodes") {
+            Some((_, why)) => Check::warning("nodes", format!("they were not read: {why}"), ""),
+            None => nodes(&seen.nodes),
+        },
         kinds(facts),
         gateway_api(facts),
         others(facts),
@@ -142,12 +145,22 @@ fn gateway_api(facts: &Facts) -> Check {
 }
 
 fn others(facts: &Facts) -> Check {
-    if facts.others.is_empty() {
-        return Check::ok("other-meshes", "no other mesh takes pods' traffic");
-    }
+    let others = match &facts.others {
+        Ok(others) if others.is_empty() => {
+            return Check::ok("other-meshes", "no other mesh takes pods' traffic");
+        }
+        Ok(others) => others,
+        Err(why) => {
+            return Check::warning(
+                "other-meshes",
+                format!("DaemonSets or Deployments were not read: {why}"),
+                "",
+            );
+        }
+    };
     Check::error(
         "other-meshes",
-        format!("{} would take the same pods by the same labels", few(&facts.others)),
+        format!("{} would take the same pods by the same labels", few(others)),
         "one ambient mesh a cluster: remove the other first",
     )
 }
@@ -231,7 +244,7 @@ mod tests {
         Facts {
             kinds: Ok(BTreeMap::new()),
             gateway_api: None,
-            others: Vec::new(),
+            others: Ok(Vec::new()),
             cilium: None,
             pod_security: None,
         }
@@ -290,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_takes_the_same_traffic_is_named() {
-        let facts = Facts { others: vec!["istio-system/ztunnel".to_owned()], ..nothing() };
+        let facts = Facts { others: Ok(vec!["istio-system/ztunnel".to_owned()]), ..nothing() };
         assert!(
             others(&facts).result == Verdict::Error
                 && others(&facts).message.contains("istio-system/ztunnel")

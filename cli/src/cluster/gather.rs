@@ -159,7 +159,12 @@ impl Look<'_> {
             Ok(value) => Some(value),
             Err(error) if error.is_missing() => None,
             Err(error) => {
-                self.seen.unread.push((what.to_owned(), error.to_string()));
+                // Of what may not be read the API server says the kind each time: it is the same reason for all.
+                let why = match error {
+                    NoAnswer::Refused { code: 403, .. } => "you may not (403)".to_owned(),
+                    other => other.to_string(),
+                };
+                self.seen.unread.push((what.to_owned(), why));
                 None
             }
         }

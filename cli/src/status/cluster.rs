@@ -24,6 +24,8 @@ pub(super) struct Status {
     pub cluster: ClusterView,
     /// What is wrong, the worst first; empty if all is well.
     pub problems: Vec<Problem>,
+    /// Lists and pages that could not be had; what is shown of them is less than there is.
+    pub unread: Vec<String>,
     /// Controllers.
     pub control_plane: ControlPlane,
     /// Nodes with their agent and proxy.
@@ -220,6 +222,7 @@ impl Status {
                 seen: seen.now,
             },
             problems: problems(seen),
+            unread: seen.unread.iter().map(|(what, _)| what.clone()).collect(),
             control_plane: control_plane(seen),
             nodes: nodes(seen),
             namespaces: namespaces(seen),

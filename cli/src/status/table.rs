@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::cluster::{NodeView, Status};
+use crate::cluster::problems::Reason;
 use crate::cluster::seen::{Enrolment, age, seconds};
 use crate::output::Table;
 
@@ -29,8 +30,14 @@ pub(super) fn page(status: &Status, wide: bool) -> String {
     if status.cluster.kubernetes.is_none() {
         return page;
     }
-    for (section, text) in sections(status) {
-        let _ = writeln!(page, "{section:<14}{text}");
+    let installed = !problems.iter().any(|problem| problem.reason == Reason::NotInstalled);
+    for (section, lists, text) in sections(status).into_iter().take(if installed { usize::MAX } else { 1 }) {
+        let known = lists.iter().all(|list| !status.unread.iter().any(|unread| unread == list));
+        let _ = writeln!(
+            page,
+            "{section:<14}{}",
+            if known { text } else { format!("not read: {}", lists.join(", ")) }
+        );
     }
     page += &nodes(status, wide);
     if problems.is_empty() {
@@ -39,19 +46,18 @@ pub(super) fn page(status: &Status, wide: bool) -> String {
     page
 }
 
-fn sections(status: &Status) -> [(&'static str, String); 8] {
+/// Each with the lists that it is made of.
+fn sections(status: &Status) -> [(&'static str, &'static [&'static str], String); 8] {
+    let cluster = format!("{}, {}", status.cluster.name, status.cluster.kubernetes.as_deref().unwrap_or("-"));
     [
-        (
-            "CLUSTER",
-            format!("{}, {}", status.cluster.name, status.cluster.kubernetes.as_deref().unwrap_or("-")),
-        ),
-        ("CONTROLLER", controller(status)),
-        ("PROXIES", proxies(status)),
-        ("CERTIFICATES", certificates(status)),
-        ("NAMESPACES", namespaces(status)),
-        ("PODS", pods(status)),
-        ("WAYPOINTS", waypoints(status)),
-        ("POLICIES", policies(status)),
+        ("CLUSTER", &[], cluster),
+        ("CONTROLLER", &["deployments", "leases", "pods of the mesh"], controller(status)),
+        ("PROXIES", &["nodes", "pods of the mesh"], proxies(status)),
+        ("CERTIFICATES", &["pods of the mesh"], certificates(status)),
+        ("NAMESPACES", &["namespaces"], namespaces(status)),
+        ("PODS", &["namespaces", "pods"], pods(status)),
+        ("WAYPOINTS", &["gateways"], waypoints(status)),
+        ("POLICIES", &["authorizationpolicies", "peerauthentications"], policies(status)),
     ]
 }
 

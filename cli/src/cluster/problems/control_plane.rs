@@ -115,7 +115,7 @@ fn root(seen: &Seen) -> Option<Problem> {
 fn webhook(seen: &Seen) -> Option<Problem> {
     let webhook = seen.webhook.as_ref()?;
     let place = object("ValidatingWebhookConfiguration", "", &webhook.name);
-    let todo = "changes of mesh resources are refused meanwhile; culvert logs controller, or set webhook.enabled=false";
+    let todo = "changes of mesh resources are not checked meanwhile, or refused if failurePolicy is Fail; culvert logs controller, or set webhook.enabled=false";
     if !webhook.bundle {
         let message = "it has no caBundle, so the API server cannot call it";
         return Some(Problem::error(Reason::WebhookNotAnswering, place, message).todo(todo));
