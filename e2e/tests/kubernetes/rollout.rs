@@ -14,7 +14,8 @@ const RATE: u32 = 20;
 /// Longer than any of the replacements takes.
 const SECONDS: u64 = 30;
 
-pub fn run(world: &World, checks: &mut Checks) {
+/// An application of two pods, in the mesh.
+pub fn application(world: &World, checks: &mut Checks) {
     checks.check("an application of two pods is in the mesh", || {
         let labels = json!({ "istio.io/dataplane-mode": "ambient" });
         world
@@ -24,6 +25,10 @@ pub fn run(world: &World, checks: &mut Checks) {
         world.wait_ready(NAMESPACE, 2)?;
         world.wait_redirection(NAMESPACE, Some("enabled"), crate::world::MOMENT)
     });
+}
+
+pub fn run(world: &World, checks: &mut Checks) {
+    application(world, checks);
     // H14.
     checks.check("the tunnel is replaced on both nodes under load: 0 failed", || {
         replaced(world, SYSTEM, "daemonset/ztunnel")
