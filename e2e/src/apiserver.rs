@@ -102,6 +102,20 @@ impl Cluster {
     /// # Errors
     /// If it does not get there.
     pub fn start_api_server(&mut self) -> Result<()> {
+        self.begin_api_server()?;
+        wait_for("the API server", PATIENCE * 6, || Ok((self.get("/readyz")?["text"] == "ok").then_some(())))
+            .with_context(|| {
+                let log = self.log("kube-apiserver").unwrap_or_default();
+                let last: Vec<_> = log.lines().rev().take(5).collect();
+                format!("the last of its log, newest first: {last:#?}")
+            })
+    }
+
+    /// As [`start_api_server`](Self::start_api_server), without waiting.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn begin_api_server(&mut self) -> Result<()> {
         let mut command = Command::new(self.programs.join("kube-apiserver"));
         let file = |name: &str| self.path(name).display().to_string();
         command.args([
@@ -117,8 +131,7 @@ impl Cluster {
             "--service-cluster-ip-range=198.18.128.0/20".into(),
         ]);
         command.args(&self.settings);
-        self.spawn("kube-apiserver", command)?;
-        wait_for("the API server", PATIENCE * 3, || Ok((self.get("/readyz")?["text"] == "ok").then_some(())))
+        self.spawn("kube-apiserver", command)
     }
 
     /// A file in the cluster's own directory.
@@ -165,6 +178,20 @@ impl Cluster {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Whether a program ended by itself; it is forgotten then, its log is kept.
+    ///
+    /// # Errors
+    /// If none of that name runs.
+    pub fn ended(&mut self, name: &str) -> Result<bool> {
+        let at = self.running.iter().position(|(running, _)| running == name);
+        let at = at.with_context(|| format!("{name} does not run"))?;
+        let ended = self.running[at].1.try_wait()?.is_some();
+        if ended {
+            self.running.remove(at);
+        }
+        Ok(ended)
     }
 
     /// The process of a program.

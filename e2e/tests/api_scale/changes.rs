@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use culvert_e2e::world::PATIENCE;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
 use crate::api::{AT_ONCE, Api};
 use crate::objects::{self, CLIENT, NAMESPACES, PODS, PORT, Pod, policy_path, ports};
@@ -96,6 +96,17 @@ impl Change {
         format!("/debug/explain?source=app-0/{CLIENT}&destination={destination}")
     }
 
+    /// The names of the resources by which proxies learn of it.
+    pub fn names(self) -> Vec<String> {
+        match self {
+            Self::Quarantine(pod, _) | Self::Delete(pod) | Self::Create(pod) | Self::Ready(pod, _) => {
+                vec![pod.uid()]
+            }
+            Self::Deny(namespace, _) => vec![format!("app-{namespace}/port")],
+            Self::Target(pod, _) => (0..PODS).map(|number| Pod { number, ..pod }.uid()).collect(),
+        }
+    }
+
     /// Whether the proxy decides by it.
     fn holds(self, explained: &Value) -> bool {
         let allowed = &explained["authorization"]["allowed"];
@@ -134,46 +145,9 @@ impl Times {
         Ok(())
     }
 
-    /// Makes many changes, some at once.
-    pub async fn add_all(&mut self, api: &Api, admin: u16, changes: Vec<Change>) -> Result<()> {
-        for change in &changes {
-            change.prepare(api).await?;
-            ensure!(!change.holds(&explained(admin, *change).await?), "{change:?} changes nothing");
-        }
-        let (told, mut written) = mpsc::channel(changes.len());
-        let write = async {
-            let write = changes.iter().map(|change| async {
-                change.write(api).await?;
-                told.try_send((*change, Instant::now())).context("there is a place for each")
-            });
-            let mut writing = futures_util::stream::iter(write).buffer_unordered(AT_ONCE);
-            while let Some(done) = writing.next().await {
-                done?;
-            }
-            anyhow::Ok(())
-        };
-        let mut left = changes.len();
-        let mut waiting: Vec<(Change, Instant)> = Vec::new();
-        let look = async {
-            while left > 0 {
-                while let Ok(it) = written.try_recv() {
-                    waiting.push(it);
-                }
-                for (change, since) in std::mem::take(&mut waiting) {
-                    if change.holds(&explained(admin, change).await?) {
-                        self.0.push((change.kind(), since.elapsed()));
-                        left -= 1;
-                    } else if since.elapsed() > PATIENCE {
-                        bail!("{change:?}: not within {PATIENCE:?}");
-                    } else {
-                        waiting.push((change, since));
-                    }
-                }
-                tokio::time::sleep(POLL).await;
-            }
-            Ok(())
-        };
-        tokio::try_join!(write, look).map(drop)
+    /// Takes in what was measured.
+    pub fn put(&mut self, change: Change, took: Duration) {
+        self.0.push((change.kind(), took));
     }
 
     /// How many.
@@ -229,8 +203,8 @@ pub async fn in_sequence(times: &mut Times, api: &Api, admin: u16, rounds: usize
 }
 
 /// All namespaces at once, one change of each kind in each; `step` is another for each burst.
-pub async fn burst(times: &mut Times, api: &Api, admin: u16, step: usize) -> Result<()> {
-    let changes = (0..NAMESPACES).flat_map(|namespace| {
+pub fn burst(step: usize) -> Vec<Change> {
+    let of = |namespace: usize| {
         let pod = |first: usize, number: usize| Pod { namespace, service: first + step, number };
         [
             Change::Quarantine(pod(60, 0), true),
@@ -239,11 +213,33 @@ pub async fn burst(times: &mut Times, api: &Api, admin: u16, step: usize) -> Res
             Change::Target(pod(80, 0), OTHER_PORT),
             Change::Ready(pod(90, 2), false),
         ]
-    });
-    times.add_all(api, admin, changes.collect()).await?;
-    let again =
-        (0..NAMESPACES).map(|namespace| Change::Create(Pod { namespace, service: 70 + step, number: 1 }));
-    times.add_all(api, admin, again.collect()).await
+    };
+    (0..NAMESPACES).flat_map(of).collect()
+}
+
+/// Makes them, some at once; says when the API server answered each.
+pub async fn write_all(api: &Api, admin: u16, changes: Vec<Change>) -> Result<Vec<(Change, OffsetDateTime)>> {
+    for change in &changes {
+        change.prepare(api).await?;
+        ensure!(!change.holds(&explained(admin, *change).await?), "{change:?} changes nothing");
+    }
+    let write = |change: Change| async move {
+        change.write(api).await?;
+        Ok((change, OffsetDateTime::now_utc()))
+    };
+    stream::iter(changes).map(write).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Waits until the proxy decides by all of them.
+pub async fn all_hold(admin: u16, changes: &[(Change, OffsetDateTime)]) -> Result<()> {
+    let started = Instant::now();
+    for (change, _) in changes {
+        while !change.holds(&explained(admin, *change).await?) {
+            ensure!(started.elapsed() < PATIENCE, "{change:?}: not within {PATIENCE:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
 }
 
 async fn explained(admin: u16, change: Change) -> Result<Value> {

@@ -21,6 +21,8 @@ use culvert_runtime::tasks::Tasks;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::runtime::Runtime;
 
 use api::Api;
@@ -56,6 +58,14 @@ struct Mesh {
     runtime: Runtime,
     tasks: Tasks,
     api: Api,
+}
+
+/// A state that the proxy put in force.
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    at: OffsetDateTime,
+    generation: u64,
+    workloads: usize,
 }
 
 /// Proxies and what is between them and the controllers.
@@ -136,15 +146,51 @@ impl Mesh {
         Ok(())
     }
 
-    /// How many workloads each of the proxy's commits had, in order.
-    fn commits(&self) -> Result<Vec<usize>> {
+    /// What the proxy put in force, in order.
+    fn commits(&self) -> Result<Vec<Commit>> {
         let log = self.cluster.log("proxy")?;
-        let commits = log.lines().filter(|line| line.contains("committed"));
-        let count = |line: &str| {
-            let (_, rest) = line.split_once("workloads=")?;
-            rest.split(|it: char| !it.is_ascii_digit()).next()?.parse().ok()
+        // The last line may be unfinished.
+        let lines = log.split_inclusive('\n').filter(|it| it.ends_with('\n') && it.contains("committed"));
+        let commit = |line: &str| {
+            let at = OffsetDateTime::parse(line.split_whitespace().next()?, &Rfc3339).ok()?;
+            let generation = number(line, "generation=")?;
+            Some(Commit { at, generation, workloads: usize::try_from(number(line, "workloads=")?).ok()? })
         };
-        commits.map(|line| count(line).with_context(|| line.to_owned())).collect()
+        lines.map(|line| commit(line).with_context(|| line.to_owned())).collect()
+    }
+
+    /// Once a controller had all policies, it never had fewer.
+    fn kept_policies(&self, controller: &str) -> Result<()> {
+        let log = self.cluster.log(controller)?;
+        let counts = log.lines().filter(|line| line.contains("changed generation="));
+        let counts: Vec<u64> = counts.filter_map(|line| number(line, "policies=")).collect();
+        let all = (NAMESPACES * POLICIES) as u64;
+        let short = counts.iter().skip_while(|count| **count < all).find(|count| **count < all);
+        ensure!(short.is_none(), "{controller} had {short:?} policies for a while");
+        Ok(())
+    }
+
+    /// Makes changes at once; each is timed until the proxy's first commit of the generation that brought it to the recorder.
+    fn burst(&self, watched: &Watched, changes: Vec<Change>, times: &mut Times) -> Result<()> {
+        watched.recorder.since();
+        let admin = watched.proxy.admin;
+        let written = self.runtime.block_on(async {
+            let written = changes::write_all(&self.api, admin, changes).await?;
+            changes::all_hold(admin, &written).await?;
+            anyhow::Ok(written)
+        })?;
+        for (change, since) in written {
+            let generation = wait_for("the record", PATIENCE, || {
+                let names = change.names();
+                let known =
+                    watched.recorder.look(|it| names.iter().map(|name| it.first(name)).collect::<Vec<_>>());
+                Ok(known.into_iter().collect::<Option<Vec<_>>>().and_then(|it| it.into_iter().max()))
+            })?;
+            let commits = self.commits()?;
+            let commit = commits.iter().find(|it| it.generation >= generation).context("no such commit")?;
+            times.put(change, (commit.at - since).try_into().unwrap_or_default());
+        }
+        Ok(())
     }
 
     fn watch(&mut self, controller: &Controller) -> Result<Watched> {
@@ -157,7 +203,8 @@ impl Mesh {
         wait_for("the proxy's first commit", PATIENCE, || Ok(self.commits()?.first().copied()))?;
         let took = started.elapsed();
         println!("        a proxy knew the mesh {:.2} s after its start", took.as_secs_f64());
-        ensure!(self.commits()?[0] == WORKLOADS, "the first commit was a part: {:?}", self.commits()?);
+        let first = self.commits()?[0];
+        ensure!(first.workloads == WORKLOADS, "the first commit was a part: {first:?}");
         ensure!(took <= FIRST_SYNC, "that is more than {FIRST_SYNC:?}");
         let recorder = Recorder::start(&self.tasks, relay.port, NODE, &token, &roots)?;
         wait_for("the recorder", PATIENCE, || {
@@ -168,6 +215,12 @@ impl Mesh {
         recorder.since();
         Ok(Watched { relay, proxy, recorder })
     }
+}
+
+/// The number behind a name in a line of a log.
+fn number(line: &str, name: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(name)?;
+    rest.split(|it: char| !it.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The uids in a proxy's dump.
@@ -221,14 +274,12 @@ fn heartbeats(mesh: &Mesh, watched: &Watched) -> Result<()> {
 
 fn changes(mesh: &Mesh, watched: &Watched) -> Result<()> {
     let (mut single, mut bursts) = (Times::default(), Times::default());
-    let admin = watched.proxy.admin;
-    mesh.runtime.block_on(async {
-        changes::in_sequence(&mut single, &mesh.api, admin, ROUNDS).await?;
-        for step in 0..BURSTS {
-            changes::burst(&mut bursts, &mesh.api, admin, step).await?;
-        }
-        anyhow::Ok(())
-    })?;
+    mesh.runtime.block_on(changes::in_sequence(&mut single, &mesh.api, watched.proxy.admin, ROUNDS))?;
+    for step in 0..BURSTS {
+        mesh.burst(watched, changes::burst(step), &mut bursts)?;
+        let again = |namespace| Change::Create(Pod { namespace, service: 70 + step, number: 1 });
+        mesh.burst(watched, (0..NAMESPACES).map(again).collect(), &mut bursts)?;
+    }
     single.print("one after the other");
     bursts.print("50 at once");
     ensure!(single.len() == 6 * ROUNDS && bursts.len() == 60 * BURSTS, "not all were made");
@@ -252,20 +303,19 @@ fn only_loses(
     let went: BTreeSet<String> = went.into_iter().collect();
     let wanted: BTreeSet<String> = these.iter().map(|pod| pod.uid()).collect();
     ensure!(went == wanted, "went: {went:?}");
-    let least = mesh.commits()?.split_off(before).into_iter().min().unwrap_or(WORKLOADS);
+    let least = mesh.commits()?.split_off(before).iter().map(|it| it.workloads).min().unwrap_or(WORKLOADS);
     ensure!(least >= WORKLOADS - these.len(), "the proxy was left with {least} workloads");
     let lost = watched.recorder.look(|it| known.keys().filter(|name| !it.known.contains_key(*name)).count());
     ensure!(lost == these.len(), "{lost} names are not known any more");
-    Ok(())
+    mesh.kept_policies(A)?;
+    mesh.kept_policies(B)
 }
 
 /// A change that both the proxy and the recorder have heard of.
 fn fence(mesh: &Mesh, watched: &Watched, pod: Pod) -> Result<()> {
     let change = Change::Quarantine(pod, true);
     mesh.runtime.block_on(Times::default().add(&mesh.api, watched.proxy.admin, change))?;
-    wait_for("the recorder", PATIENCE, || {
-        Ok(watched.recorder.look(|it| it.came.contains(&pod.uid())).then_some(()))
-    })
+    wait_for("the recorder", PATIENCE, || Ok(watched.recorder.look(|it| it.has(&pod.uid())).then_some(())))
 }
 
 /// Both go to another controller; `came` is what that has to tell besides the fence.
@@ -277,7 +327,8 @@ fn switch(mesh: &Mesh, watched: &Watched, to: &Controller, pod: Pod) -> Result<(
     })?;
     fence(mesh, watched, pod)?;
     watched.recorder.look(|it| {
-        ensure!(it.came == [pod.uid()], "{} resources came again: {:?}", it.came.len(), it.came.first());
+        let only = it.came.iter().all(|(name, _)| *name == pod.uid());
+        ensure!(only, "{} resources came again: {:?}", it.came.len(), it.came.first());
         Ok(())
     })
 }
@@ -300,10 +351,7 @@ fn gap(mesh: &mut Mesh, watched: &Watched, gone: &[Pod], sleeps: &str) -> Result
     kill(pid, Signal::SIGCONT)?;
     let started = Instant::now();
     wait_for("what changed meanwhile", PATIENCE * 2, || {
-        Ok(watched
-            .recorder
-            .look(|it| it.came.contains(&changed.uid()) && it.went.len() >= gone.len())
-            .then_some(()))
+        Ok(watched.recorder.look(|it| it.has(&changed.uid()) && it.went.len() >= gone.len()).then_some(()))
     })?;
     println!("        known {:.1} s after the end of the gap", started.elapsed().as_secs_f64());
     let log = mesh.cluster.log(sleeps)?;
@@ -311,11 +359,29 @@ fn gap(mesh: &mut Mesh, watched: &Watched, gone: &[Pod], sleeps: &str) -> Result
     Ok(())
 }
 
-/// The API server is away for as long as it takes to start, and the controller is asked for certificates and changes after that.
+/// The API server is away for as long as it takes to start.
 fn away(mesh: &mut Mesh, watched: &Watched, pod: Pod) -> Result<()> {
     mesh.cluster.stop("kube-apiserver")?;
     mesh.cluster.start_api_server()?;
     fence(mesh, watched, pod)
+}
+
+/// After a power cut: the controller comes back before the API server serves all kinds, or even answers.
+fn together(mesh: &mut Mesh, watched: &Watched, pod: Pod) -> Result<()> {
+    for name in ["kube-apiserver", A, B] {
+        mesh.cluster.stop(name)?;
+    }
+    mesh.cluster.begin_api_server()?;
+    let mut a = Controller::begin(&mut mesh.cluster, A, &[])?;
+    wait_for("the controller", PATIENCE * 4, || {
+        // As kubelet would.
+        if mesh.cluster.ended(A)? {
+            a = Controller::begin(&mut mesh.cluster, A, &[])?;
+        }
+        Ok((a.page("/healthz/ready")?.trim() == "ready").then_some(()))
+    })?;
+    Controller::start_as(&mut mesh.cluster, B, &["--pod-name", B])?;
+    switch(mesh, watched, &a, pod)
 }
 
 #[test]
@@ -366,6 +432,10 @@ fn five_thousand_pods_on_a_real_api_server() {
             mesh.runtime.block_on(Times::default().add(&mesh.api, watched.proxy.admin, change))?;
         }
         only_loses(&mut mesh, &watched, &[], |mesh| away(mesh, &watched, pod(2)))
+    });
+    checks.check("an API server and controllers that start together take nothing away", || {
+        let pod = Pod { namespace: 6, service: 44, number: 2 };
+        only_loses(&mut mesh, &watched, &[], |mesh| together(mesh, &watched, pod))
     });
     checks.check("in the end the proxy knows exactly the pods there are", || {
         ensure!(uids(&watched.proxy)? == all_uids(), "others");

@@ -10,6 +10,7 @@ use culvert_identity::control::{ControlEndpoint, control_channel};
 use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use culvert_runtime::drain::{self, DrainTrigger};
 use culvert_runtime::tasks::Tasks;
+use culvert_xds::Generation;
 use culvert_xds::client::{
     AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Unobserved, bearer_token_file,
 };
@@ -24,10 +25,10 @@ use tokio::sync::mpsc;
 pub struct Record {
     /// Versions by name.
     pub known: BTreeMap<String, String>,
-    /// Names that came, or came in another version.
-    pub came: Vec<String>,
-    /// Names that went.
-    pub went: Vec<String>,
+    /// Names that came, or came in another version, each with the generation that brought it.
+    pub came: Vec<(String, u64)>,
+    /// Names that went, likewise.
+    pub went: Vec<(String, u64)>,
     /// Connections so far.
     pub connections: usize,
 }
@@ -35,6 +36,18 @@ pub struct Record {
 pub struct Recorder {
     record: Arc<Mutex<Record>>,
     _drain: DrainTrigger,
+}
+
+impl Record {
+    /// Whether it came.
+    pub fn has(&self, name: &str) -> bool {
+        self.came.iter().any(|(it, _)| it == name)
+    }
+
+    /// The generation in which it first came or went.
+    pub fn first(&self, name: &str) -> Option<u64> {
+        self.came.iter().chain(&self.went).filter(|(it, _)| it == name).map(|(_, number)| *number).min()
+    }
 }
 
 impl Recorder {
@@ -71,14 +84,15 @@ impl Recorder {
                     Event::Connected => write.lock().connections += 1,
                     Event::Disconnected { .. } => {}
                     Event::Delivery(delivery, responder) => {
+                        let Generation::Ours { number, .. } = delivery.generation else { return };
                         let mut record = write.lock();
                         for resource in delivery.added {
                             record.known.insert(resource.name.to_string(), resource.version);
-                            record.came.push(resource.name.to_string());
+                            record.came.push((resource.name.to_string(), number));
                         }
                         for name in delivery.removed {
                             record.known.remove(&name);
-                            record.went.push(name);
+                            record.went.push((name, number));
                         }
                         responder.ack();
                     }
@@ -93,9 +107,10 @@ impl Recorder {
         at(&self.record.lock())
     }
 
-    /// What came and went since this was last asked.
+    /// The names that came and went since this was last asked.
     pub fn since(&self) -> (Vec<String>, Vec<String>) {
         let mut record = self.record.lock();
-        (std::mem::take(&mut record.came), std::mem::take(&mut record.went))
+        let names = |these: Vec<(String, u64)>| these.into_iter().map(|(name, _)| name).collect();
+        (names(std::mem::take(&mut record.came)), names(std::mem::take(&mut record.went)))
     }
 }

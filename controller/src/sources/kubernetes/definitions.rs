@@ -2,7 +2,8 @@
 //! as they can be.
 //!
 //! A definition (CustomResourceDefinition) is there before its kind is served, and nothing tells when it is. So after each sign of a
-//! change it is asked several times, further and further apart. What comes without a definition (a server behind the API server)
+//! change it is asked several times, further and further apart. And an API server that starts serves the kinds of definitions
+//! last: a kind ends with its definition, not when it is not listed. What comes without a definition (a server behind the API server)
 //! is found by asking now and then.
 
 use std::collections::BTreeMap;
@@ -110,7 +111,7 @@ enum Step {
 /// What to do, of what is watched and what is there.
 fn steps<'a>(running: impl Iterator<Item = &'a Watched>, defined: Defined) -> Vec<Step> {
     let mut running: Vec<&Watched> = running.collect();
-    let Defined { kinds, unknown } = defined;
+    let Defined { kinds, unknown, definitions } = defined;
     let mut steps = Vec::new();
     for kind in kinds::builtin().into_iter().chain(kinds) {
         let same = |it: &&Watched| it.group == kind.group && it.kind == kind.kind;
@@ -120,7 +121,8 @@ fn steps<'a>(running: impl Iterator<Item = &'a Watched>, defined: Defined) -> Ve
             None => steps.push(Step::Begin(kind)),
         }
     }
-    steps.extend(running.into_iter().filter(|it| !unknown.contains(&it.group)).cloned().map(Step::End));
+    let gone = |it: &&Watched| !unknown.contains(&it.group) && !definitions.contains(&it.definition());
+    steps.extend(running.into_iter().filter(gone).cloned().map(Step::End));
     steps
 }
 
@@ -178,6 +180,8 @@ impl Watchers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use culvert_k8s_api::Kind;
 
     use super::*;
@@ -194,7 +198,8 @@ mod tests {
     }
 
     fn seen(kinds: &[Watched], unknown: &[&str]) -> Defined {
-        Defined { kinds: kinds.to_vec(), unknown: unknown.iter().map(|it| (*it).to_owned()).collect() }
+        let unknown = unknown.iter().map(|it| (*it).to_owned()).collect();
+        Defined { kinds: kinds.to_vec(), unknown, definitions: BTreeSet::new() }
     }
 
     #[test]
@@ -211,6 +216,8 @@ mod tests {
         assert_eq!(steps(running(), seen(&[new], &[])), [replaced]);
         assert_eq!(steps(running(), seen(&[], &["b.io"])), [Step::End(old.clone())]);
         assert_eq!(steps(running(), seen(&[], &["a.io"])), [], "a group that is away keeps what it had");
+        let not_served = Defined { definitions: [old.definition()].into(), ..Defined::default() };
+        assert_eq!(steps(running(), not_served), [], "a kind that is defined is not gone");
         let other = kind("v1", "b.io");
         assert_eq!(steps(running(), seen(&[old.clone(), other.clone()], &[])), [Step::Begin(other)]);
     }

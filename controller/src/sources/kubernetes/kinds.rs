@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use culvert_k8s_api::{Kind, labels, network_policy};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
+use kube::api::{Api, ListParams};
 use kube::core::discovery::v2::{APIGroupDiscoveryList, APIResourceDiscovery, APIVersionDiscovery};
 use kube::core::{ApiResource, GroupVersionKind};
 
@@ -24,14 +26,60 @@ pub struct Watched {
     pub optional: bool,
 }
 
-/// Kinds of the mesh, if they are defined: group, kind, versions that are read with the one to prefer first.
-const MESH: [(&str, &str, &[&str], Kind); 6] = [
-    ("security.istio.io", "AuthorizationPolicy", &["v1", "v1beta1"], Kind::AuthorizationPolicy),
-    ("security.istio.io", "PeerAuthentication", &["v1", "v1beta1"], Kind::PeerAuthentication),
-    ("networking.istio.io", "ServiceEntry", &["v1", "v1beta1", "v1alpha3"], Kind::ServiceEntry),
-    ("networking.istio.io", "WorkloadEntry", &["v1", "v1beta1", "v1alpha3"], Kind::WorkloadEntry),
-    ("gateway.networking.k8s.io", "Gateway", &["v1", "v1beta1"], Kind::Gateway),
-    ("gateway.networking.k8s.io", "GatewayClass", &["v1", "v1beta1"], Kind::GatewayClass),
+/// A kind of the mesh, if it is defined.
+struct Mesh {
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    /// That are read, the one to prefer first.
+    versions: &'static [&'static str],
+    is: Kind,
+}
+
+/// All of them.
+const MESH: [Mesh; 6] = [
+    Mesh {
+        group: "security.istio.io",
+        kind: "AuthorizationPolicy",
+        plural: "authorizationpolicies",
+        versions: &["v1", "v1beta1"],
+        is: Kind::AuthorizationPolicy,
+    },
+    Mesh {
+        group: "security.istio.io",
+        kind: "PeerAuthentication",
+        plural: "peerauthentications",
+        versions: &["v1", "v1beta1"],
+        is: Kind::PeerAuthentication,
+    },
+    Mesh {
+        group: "networking.istio.io",
+        kind: "ServiceEntry",
+        plural: "serviceentries",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+        is: Kind::ServiceEntry,
+    },
+    Mesh {
+        group: "networking.istio.io",
+        kind: "WorkloadEntry",
+        plural: "workloadentries",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+        is: Kind::WorkloadEntry,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "Gateway",
+        plural: "gateways",
+        versions: &["v1", "v1beta1"],
+        is: Kind::Gateway,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "GatewayClass",
+        plural: "gatewayclasses",
+        versions: &["v1", "v1beta1"],
+        is: Kind::GatewayClass,
+    },
 ];
 
 impl Watched {
@@ -46,6 +94,11 @@ impl Watched {
         let slices =
             format!("{},{}!={}", labels::SERVICE_NAME, labels::SLICE_MANAGED_BY, labels::SLICE_OF_SELECTOR);
         (self.is == Kind::EndpointSlice).then_some(slices)
+    }
+
+    /// The name that its definition has, if it has one.
+    pub fn definition(&self) -> String {
+        format!("{}.{}", self.plural, self.group)
     }
 
     /// For the client.
@@ -82,6 +135,8 @@ pub struct Defined {
     pub kinds: Vec<Watched>,
     /// Groups of which the API server does not know now what they hold: what was watched of them is watched still.
     pub unknown: BTreeSet<String>,
+    /// Names of all definitions (CustomResourceDefinitions), whether their kinds are served now or not.
+    pub definitions: BTreeSet<String>,
 }
 
 /// Why nothing is known.
@@ -95,21 +150,61 @@ pub enum DefinedError {
     Old,
 }
 
-/// What is defined besides, by one request.
+/// What is defined besides.
+///
+/// An API server that starts lists the kinds of its definitions last, seconds after it is ready: what it does not list yet is
+/// there all the same. So a kind is gone only with its definition, and one of the mesh that is defined and not listed is watched
+/// already: it counts as not listed until the API server serves it.
 ///
 /// # Errors
 /// If the API server does not answer, or not with what it serves: then nothing is known to have gone either.
 pub async fn defined(client: &Client) -> Result<Defined, DefinedError> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let definitions = api.list_metadata(&ListParams::default()).await?;
     let list = client.list_api_groups_aggregated().await?;
     // No API server is without groups of its own.
-    if list.items.is_empty() { Err(DefinedError::Old) } else { Ok(of(&list)) }
+    if list.items.is_empty() {
+        return Err(DefinedError::Old);
+    }
+    let mut found = of(&list);
+    found.definitions = definitions.items.into_iter().filter_map(|it| it.metadata.name).collect();
+    for mesh in &MESH {
+        let name = format!("{}.{}", mesh.plural, mesh.group);
+        let listed = found.kinds.iter().any(|it| it.group == mesh.group && it.kind == mesh.kind);
+        if !listed && found.definitions.contains(&name) {
+            let definition = api.get_opt(&name).await?;
+            found.kinds.extend(definition.and_then(|definition| mesh.served_by(&definition)));
+        }
+    }
+    Ok(found)
+}
+
+impl Mesh {
+    /// As what a definition says it is served, once the API server has accepted it.
+    fn served_by(&self, definition: &CustomResourceDefinition) -> Option<Watched> {
+        let mut conditions = definition.status.iter().flat_map(|it| it.conditions.iter().flatten());
+        let established = conditions.any(|it| it.type_ == "Established" && it.status == "True");
+        if !established || definition.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let served = |name: &&&str| definition.spec.versions.iter().any(|it| it.served && it.name == **name);
+        let version = self.versions.iter().find(served)?;
+        Some(Watched {
+            group: self.group.to_owned(),
+            version: (*version).to_owned(),
+            kind: self.kind.to_owned(),
+            plural: self.plural.to_owned(),
+            is: self.is,
+            optional: false,
+        })
+    }
 }
 
 fn of(list: &APIGroupDiscoveryList) -> Defined {
     let mut found = Defined::default();
     for group in &list.items {
         let Some(name) = group.metadata.as_ref().and_then(|it| it.name.as_deref()) else { continue };
-        let mesh: Vec<_> = MESH.iter().filter(|(of, ..)| *of == name).collect();
+        let mesh: Vec<_> = MESH.iter().filter(|it| it.group == name).collect();
         // The API server's own groups hold none; `policy.networking.k8s.io` is a definition.
         let own = !name.contains('.') || (name.ends_with(".k8s.io") && name != "policy.networking.k8s.io");
         if mesh.is_empty() && own {
@@ -141,13 +236,13 @@ fn watched(
     group: &str,
     version: &APIVersionDiscovery,
     resource: &APIResourceDiscovery,
-    mesh: &[&(&str, &str, &[&str], Kind)],
+    mesh: &[&Mesh],
 ) -> Option<Watched> {
     let version = version.version.as_deref()?;
     let kind = resource.response_kind.as_ref()?.kind.as_deref()?;
-    let of_mesh = mesh.iter().find(|(_, it, read, _)| *it == kind && read.contains(&version));
+    let of_mesh = mesh.iter().find(|it| it.kind == kind && it.versions.contains(&version));
     let is = match of_mesh {
-        Some((.., is)) => *is,
+        Some(mesh) => mesh.is,
         None if mesh.is_empty() && network_policy::restricts(kind) => Kind::OtherNetworkPolicy,
         None => return None,
     };
@@ -227,6 +322,35 @@ mod tests {
             ]
         );
         assert!(unknown.is_empty());
+    }
+
+    /// An API server that starts has definitions before it serves their kinds.
+    #[test]
+    fn a_definition_says_what_will_be_served() {
+        let policies = &MESH[0];
+        let served = |versions: &[(&str, bool)], established: &str, deleted: Option<&str>| {
+            let versions = versions
+                .iter()
+                .map(|(name, served)| json!({"name": name, "served": served, "storage": false}));
+            let definition = serde_json::from_value(json!({
+                "metadata": {"name": "authorizationpolicies.security.istio.io", "deletionTimestamp": deleted},
+                "spec": {"group": "security.istio.io", "scope": "Namespaced",
+                    "names": {"kind": "AuthorizationPolicy", "plural": "authorizationpolicies"},
+                    "versions": versions.collect::<Vec<_>>()},
+                "status": {"conditions": [{"type": "Established", "status": established}]},
+            }));
+            policies
+                .served_by(&definition.unwrap())
+                .map(|it| format!("{} {}", it.api_version(), it.definition()))
+        };
+        let name = "authorizationpolicies.security.istio.io";
+        let both = [("v1beta1", true), ("v1", true)];
+        assert_eq!(served(&both, "True", None).unwrap(), format!("security.istio.io/v1 {name}"));
+        let old = [("v1beta1", true), ("v1", false)];
+        assert_eq!(served(&old, "True", None).unwrap(), format!("security.istio.io/v1beta1 {name}"));
+        assert_eq!(served(&[("v2", true)], "True", None), None);
+        assert_eq!(served(&both, "False", None), None, "its names are taken by another");
+        assert_eq!(served(&both, "True", Some("2026-01-01T00:00:00Z")), None);
     }
 
     /// A server behind the API server that is away takes none of its kinds with it.
