@@ -37,7 +37,7 @@ pub struct Invocation {
     #[arg(long, env = "CNI_COMMAND")]
     pub command: Option<String>,
     /// Path of the pod's network namespace.
-    #[arg(long, env = "CNI_NETNS", default_value = "")]
+    #[arg(long, env = "CNI_NETNS", default_value = "", value_parser = path)]
     pub netns: PathBuf,
     /// Who the pod is, `KEY=VALUE` joined by semicolons.
     #[arg(long, env = "CNI_ARGS", default_value = "")]
@@ -59,6 +59,11 @@ struct Input {
 pub struct Failure {
     code: u32,
     message: String,
+}
+
+/// Of a pod whose namespace is gone, as after a reboot, the runtime gives an empty one.
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }
 
 fn failure(code: u32, message: impl Into<String>) -> Failure {
@@ -378,5 +383,14 @@ mod tests {
             1,
         );
         assert_eq!(execute(&add, &old).unwrap_err().code, UNSUPPORTED);
+    }
+
+    /// H19: after a reboot there is no namespace to name.
+    #[test]
+    fn a_pod_whose_namespace_is_gone_can_be_deleted() {
+        let words = ["culvert-cni", "--command", "DEL", "--netns", "", "--args", ""];
+        let invocation = Invocation::try_parse_from(words).unwrap();
+        assert_eq!(invocation.command.as_deref(), Some("DEL"));
+        assert_eq!(invocation.netns, PathBuf::new());
     }
 }
