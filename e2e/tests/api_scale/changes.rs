@@ -209,7 +209,7 @@ pub fn burst(step: usize) -> Vec<Change> {
         [
             Change::Quarantine(pod(60, 0), true),
             Change::Delete(pod(70, 1)),
-            Change::Deny(namespace, if step % 2 == 0 { PORT } else { 9000 }),
+            Change::Deny(namespace, if step.is_multiple_of(2) { PORT } else { 9000 }),
             Change::Target(pod(80, 0), OTHER_PORT),
             Change::Ready(pod(90, 2), false),
         ]
