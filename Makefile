@@ -38,10 +38,9 @@ demo: setup-run build ## Run a mesh of network namespaces on this machine and ch
 
 test: ## Everything a change must pass (what .ci/run runs); installs what it lacks
 	@rm -rf $(TARGET)/tiers
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory e2e
-	@$(MAKE) --no-print-directory demo-check
+	@# Every tier runs, so that one run shows all that is wrong.
+	@failed=; for tier in lint unit e2e demo-check; do $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; done; \
+		[ -z "$$failed" ] || { echo "=== failed:$$failed"; exit 1; }
 	@cargo run --locked --quiet -p culvert-xtask -- ledger
 	@echo "=== all tiers"; cat $(TARGET)/tiers/summary
 
@@ -63,10 +62,10 @@ advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the Rus
 	cargo deny --locked check --hide-inclusion-graph advisories
 
 unit: setup-test ## Tests in memory and of single crates (some make network namespaces)
-	$(AS_ROOT) scripts/tier unit cargo test --locked --workspace --exclude culvert-e2e
+	$(AS_ROOT) scripts/tier unit cargo test --locked --no-fail-fast --workspace --exclude culvert-e2e
 
 e2e: setup-test build cluster-programs ## Whole meshes of the optimised programs, one at a time: on this machine, and in a real Kubernetes
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier e2e cargo test --locked --workspace $(call E2E_FLAGS,$(E2E))
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier e2e cargo test --locked --no-fail-fast --workspace $(call E2E_FLAGS,$(E2E))
 
 demo-check: setup-run build ## The demo as one more check: every line must hold, within 60 seconds
 	scripts/tier demo $(ROOT) timeout --kill-after=30 60 $(BIN)/culvert demo -o json

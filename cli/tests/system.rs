@@ -147,7 +147,7 @@ fn an_enrolled_pod_starts_when_it_is_redirected() {
         .unwrap();
     let manifests = world.manifests();
     let args =
-        ["up", "-f", manifests.to_str().unwrap(), "--bin-dir", bin.to_str().unwrap(), "-d", "--timeout", "2"];
+        ["up", "-f", manifests.to_str().unwrap(), "--bin-dir", bin.to_str().unwrap(), "-d", "--timeout", "8"];
     let output = world.run(&args);
     assert_eq!(output.status.code(), Some(1));
     assert!(common::text(&output).contains("waits for the mesh"), "{}", common::text(&output));

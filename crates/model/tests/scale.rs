@@ -92,14 +92,15 @@ fn computed() -> Duration {
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// Loads in less than 5 s, at most 1,300 bytes a workload (a proxy may hold 2 KB, what the protocol and the allocator need
-/// included), and one more update takes no time to speak of, even with every earlier snapshot still held. The time is of
-/// the optimised-for-nothing build that tests are.
+/// The last workloads of a large mesh load as quickly as the first ones, at most 1,300 bytes a workload (a proxy may hold 2 KB,
+/// what the protocol and the allocator need included), and one more update takes no time to speak of, even with every earlier
+/// snapshot still held. All bounds of time are ratios within this run: the machines that tests run on differ by more than a
+/// regression would.
 #[test]
 fn a_large_mesh() {
     let mut writer = SnapshotWriter::new();
     let before = resident();
-    let mut spent = Duration::ZERO;
+    let mut spent = Vec::new();
     // As a control plane sends them: in responses of a few thousand.
     for first in (0..SERVICES + WORKLOADS).step_by(5000) {
         let made: Vec<_> = (first..first + 5000)
@@ -108,17 +109,21 @@ fn a_large_mesh() {
         let begun = computed();
         let addresses = made.iter().map(|(name, body)| wire::address(name, body).unwrap()).collect();
         writer.apply(Update { addresses, ..Update::default() });
-        spent += computed() - begun;
+        spent.push(computed() - begun);
     }
     let weight = resident().saturating_sub(before) / u64::from(WORKLOADS);
-    println!("loaded in {spent:?}, {weight} bytes a workload with its share of everything");
+    println!(
+        "loaded in {:?}, {weight} bytes a workload with its share of everything",
+        spent.iter().sum::<Duration>()
+    );
     assert_eq!(writer.snapshot().sizes(), (WORKLOADS as usize, SERVICES as usize, 0));
-    assert!(spent < Duration::from_secs(5), "{spent:?}");
+    // The first two responses are services, which have less in them.
+    let [early, late] = [&spent[2..7], &spent[spent.len() - 5..]].map(|some| some.iter().min().unwrap());
+    assert!(*late < *early * 4, "{spent:?}");
     assert!(weight <= 1300, "{weight} bytes a workload");
 
     let mut held = Vec::new();
     let large = updates(&mut writer, |snapshot| held.push(snapshot));
-    assert!(large < Duration::from_secs(1));
     // What an update costs does not grow with the mesh. A ratio, so that it holds on a slow machine too.
     let mut few = SnapshotWriter::new();
     let addresses = (0..4000).map(|i| decoded(workload(i))).collect();

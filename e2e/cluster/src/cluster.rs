@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_sandbox::lab::{self, Lab};
-use culvert_sandbox::plan::{self, Family};
+use culvert_sandbox::plan::Family;
 
 use crate::api::Api;
 use crate::control_plane;
@@ -207,10 +207,5 @@ impl Cluster {
             })?;
         }
         Ok(())
-    }
-
-    /// Network of the pods of a node, IPv4 and IPv6.
-    pub fn pod_networks(&self, number: u16) -> [String; 2] {
-        plan::pod_networks(number).map(|net| net.to_string())
     }
 }

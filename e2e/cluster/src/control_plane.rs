@@ -142,7 +142,7 @@ pub(crate) fn proxy_config(files: &Files, host: &str) -> Value {
 }
 
 /// What a cluster has before anybody installs anything: the way to the DNS server.
-pub(crate) fn objects(api: &Api) -> Result<()> {
+fn objects(api: &Api) -> Result<()> {
     let [address, _] = plan::dns_addresses();
     let ports = json!([{ "name": "dns", "protocol": "UDP", "port": 53 }, { "name": "dns-tcp", "protocol": "TCP", "port": 53 }]);
     let service = json!({
@@ -154,9 +154,7 @@ pub(crate) fn objects(api: &Api) -> Result<()> {
         "addressType": "IPv4", "ports": ports, "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
     });
     api.create("/api/v1/namespaces/kube-system/services", &service)?;
-    api.create("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", &slice)?;
-    // Without it no pod of the system's priority may be made in another namespace than kube-system: nothing limits it by default.
-    Ok(())
+    api.create("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", &slice).map(drop)
 }
 
 /// Starts everything, and returns when the API server answers.
@@ -174,7 +172,7 @@ pub(crate) fn begin(files: &Files, programs: &Programs, api: &Api) -> Result<()>
 }
 
 /// Returns when the API server says that it is ready.
-pub(crate) fn ready(api: &Api) -> Result<()> {
+fn ready(api: &Api) -> Result<()> {
     api.wait("the API server", Duration::from_secs(60), |api| {
         Ok((api.get("/readyz")?["text"] == "ok").then_some(()))
     })

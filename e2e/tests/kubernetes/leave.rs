@@ -1,13 +1,13 @@
 //! The mesh is removed: pods go on in plaintext, and nothing of it is left on the nodes.
 
 use anyhow::{Result, ensure};
-use culvert_cluster::run as said;
+use culvert_cluster::run;
 use culvert_e2e::checks::Checks;
 
 use crate::rollout::NAMESPACE;
 use crate::world::{PATIENCE, World};
 
-pub fn run(world: &World, checks: &mut Checks) {
+pub fn check(world: &World, checks: &mut Checks) {
     checks.check("helm uninstall leaves pods talking in plaintext, no rules and no CNI entry", || {
         removed(world)
     });
@@ -24,14 +24,14 @@ fn removed(world: &World) -> Result<()> {
     for node in world.cluster.nodes() {
         for namespace in node.pod_namespaces()? {
             let net = format!("--net=/run/netns/{namespace}");
-            let rules = said(node.command("nsenter")?.args([&net, "--", "nft", "list", "ruleset"]))?;
+            let rules = run(node.command("nsenter")?.args([&net, "--", "nft", "list", "ruleset"]))?;
             ensure!(rules.trim().is_empty(), "rules in {namespace} of {}: {rules}", node.name());
-            let routes = said(node.command("nsenter")?.args([&net, "--", "ip", "rule"]))?;
+            let routes = run(node.command("nsenter")?.args([&net, "--", "ip", "rule"]))?;
             ensure!(!routes.contains("0x111"), "routing rules in {namespace} of {}: {routes}", node.name());
         }
-        let rules = said(node.command("nft")?.args(["list", "ruleset"]))?;
+        let rules = run(node.command("nft")?.args(["list", "ruleset"]))?;
         ensure!(!rules.contains("culvert"), "rules on {}: {rules}", node.name());
-        let conf = said(node.command("sh")?.args([
+        let conf = run(node.command("sh")?.args([
             "-c",
             "cat /etc/cni/net.d/*; ls /opt/cni/bin /etc/cni/net.d /run/culvert 2>/dev/null || true",
         ]))?;

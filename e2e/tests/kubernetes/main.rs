@@ -31,6 +31,6 @@ fn whatever_ends_comes_back_and_the_mesh_leaves_nothing_behind() {
     demo::run(&world, &mut checks);
     rollout::application(&world, &mut checks);
     faults::run(&world, &mut checks, 50);
-    leave::run(&world, &mut checks);
+    leave::check(&world, &mut checks);
     checks.finish();
 }
