@@ -84,6 +84,16 @@ impl World {
     }
 
     fn ask(&self, token: &Path, asks: Option<&str>, csr: &str) -> Result<Result<Vec<String>, Status>> {
+        self.ask_of(&self.controller, token, asks, csr)
+    }
+
+    fn ask_of(
+        &self,
+        controller: &Controller,
+        token: &Path,
+        asks: Option<&str>,
+        csr: &str,
+    ) -> Result<Result<Vec<String>, Status>> {
         let token = fs::read_to_string(token)?;
         let metadata = asks.map(|identity| {
             let value = prost_types::Value { kind: Some(Kind::StringValue(identity.to_owned())) };
@@ -92,7 +102,7 @@ impl World {
         let mut request =
             Request::new(IstioCertificateRequest { csr: csr.to_owned(), validity_duration: 600, metadata });
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-        let address = format!("https://127.0.0.1:{}", self.controller.xds);
+        let address = format!("https://127.0.0.1:{}", controller.xds);
         self.runtime.block_on(async {
             let channel = control_channel(ControlEndpoint::new(address, CONTROLLER_NAME, &self.roots))?;
             let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
@@ -102,13 +112,7 @@ impl World {
 
     /// Whom the certificate is of that comes; it must have exactly one name.
     fn gets(&self, token: &Path, asks: Option<&str>, csr: &str) -> Result<String> {
-        match self.ask(token, asks, csr)? {
-            Ok(chain) => {
-                let leaf = CertificateDer::from_pem_slice(chain.first().context("empty")?.as_bytes())?;
-                Ok(peer_identity(&leaf)?.to_string())
-            }
-            Err(status) => bail!("refused: {status}"),
-        }
+        given_to(self.ask(token, asks, csr)?)
     }
 
     fn refuses(&self, refused: &Refused<'_>) -> Result<()> {
@@ -134,6 +138,17 @@ impl World {
 
     fn token(&self, file: &str, namespace: &str, account: &str, pod: &str) -> Result<PathBuf> {
         self.cluster.token(file, namespace, account, pod, AUDIENCE)
+    }
+}
+
+/// Whom the certificate is of that came; it must have exactly one name.
+fn given_to(answer: Result<Vec<String>, Status>) -> Result<String> {
+    match answer {
+        Ok(chain) => {
+            let leaf = CertificateDer::from_pem_slice(chain.first().context("empty")?.as_bytes())?;
+            Ok(peer_identity(&leaf)?.to_string())
+        }
+        Err(status) => bail!("refused: {status}"),
     }
 }
 
@@ -272,14 +287,50 @@ fn identities(world: &World, checks: &mut Checks, proxy: &Path, cart: &Path) {
     });
 }
 
-/// D49, D50, D51.
+/// The replica that writes.
+fn leader(cluster: &Cluster) -> Result<String> {
+    let lease =
+        cluster.get(&format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/culvert-leader"))?;
+    Ok(lease["spec"]["holderIdentity"].as_str().context("nobody leads")?.to_owned())
+}
+
+/// D69: a second replica gives certificates and configuration as the first does, and only one of them writes; when that one is
+/// gone the other writes, and what it signs is trusted as before.
+fn replicas(world: &mut World, checks: &mut Checks, proxy: &Path) {
+    let second = Controller::start_as(&mut world.cluster, "second", &["--pod-name", "second"])
+        .expect("a second replica");
+    checks.check("each of two replicas gives certificates and configuration, and one of them writes", || {
+        let leader = leader(&world.cluster)?;
+        for controller in [&world.controller, &second] {
+            let got = given_to(world.ask_of(controller, proxy, Some(CART), &csr(&[CART])?)?)?;
+            ensure!(got == CART, "{got}");
+            ensure!(controller.workload("Kubernetes//Pod/shop/cart")?.is_some(), "the pod is not served");
+            controller.proxy_says(&mut world.cluster, "node-a", proxy, "committed")?;
+        }
+        ensure!(self::leader(&world.cluster)? == leader, "another replica leads");
+        Ok(())
+    });
+    checks.check("without the first the second writes, and gives certificates on", || {
+        let before = leader(&world.cluster)?;
+        world.cluster.stop("controller")?;
+        wait_for("another leader", PATIENCE * 2, || Ok((leader(&world.cluster)? != before).then_some(())))?;
+        let got = given_to(world.ask_of(&second, proxy, Some(CART), &csr(&[CART])?)?)?;
+        ensure!(got == CART, "{got}");
+        Ok(())
+    });
+    world.cluster.stop("second").expect("it runs");
+    world.controller = Controller::start(&mut world.cluster).expect("the controller");
+}
+
+/// D49, D50, D51, D69.
 #[test]
 fn a_certificate_is_given_to_who_may_have_it_and_the_log_says_why_not_to_others() {
-    let world = World::start().expect("a control plane");
+    let mut world = World::start().expect("a control plane");
     let proxy = world.token("proxy", SYSTEM, "ztunnel", "ztunnel-a").expect("a proxy's token");
     let cart = world.token("cart", "shop", "cart", "cart").expect("a pod's token");
     let mut checks = Checks::default();
     given(&world, &mut checks, &proxy, &cart);
+    replicas(&mut world, &mut checks, &proxy);
     tokens(&world, &mut checks, &proxy).expect("tokens");
     identities(&world, &mut checks, &proxy, &cart);
     checks.finish();

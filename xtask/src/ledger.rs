@@ -181,7 +181,7 @@ mod tests {
             Z03 = { is = "c", tag = "expected", test = ["a::live::never"], differs = "d" }
             Z04 = { is = "e", tag = "core", later = "f" }
             Z05 = { is = "g", tag = "core", test = ["a::live::good"], part = "h" }
-            C01 = { is = "not counted", tag = "core", test = ["a::live::good"] }
+            W01 = { is = "not counted", tag = "core", test = ["a::live::good"] }
         "#;
         let (ledger, _) = entries::parse(&format!("[rows]\n{rows}")).unwrap();
         let targets = Targets::for_tests(&[("a", "live", "/r/a/tests/live.rs".into())]);

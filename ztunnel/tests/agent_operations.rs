@@ -6,7 +6,7 @@ mod agent_support;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use agent_support::{World, eventually, get, own_table};
+use agent_support::{Pod, World, eventually, get, own_table};
 use culvert_net::NetNs;
 use culvert_net::redirect::{RedirectConfig, Verdict, verify};
 use culvert_net::seqpacket::SeqPacketListener;
@@ -49,6 +49,31 @@ async fn an_agent_shows_what_it_does() {
     world.metric_becomes("ztunnel_connected", |it| it == 0.0).await;
     world.stop().await;
     assert!(get(world.ports.readiness, "/readyz").await.is_none());
+}
+
+/// C32, differently: a pod that is deleted by force goes on for a moment, and so do its rules: what it says then reaches no listener, and
+/// does not go around the mesh. One that only leaves the mesh loses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_pod_keeps_its_rules_to_its_end() {
+    let mut world = World::new();
+    world.namespace("shop", "ambient");
+    let (deleted, ended, left) =
+        (world.pod("shop", "deleted"), world.pod("shop", "ended"), world.pod("shop", "left"));
+    world.start();
+    let proxy = world.proxy().await;
+    for pod in [&deleted, &ended, &left] {
+        world.enabled(pod).await;
+    }
+    fs::remove_file(world.status_path(&deleted)).unwrap();
+    fs::remove_file(world.path("manifests/pod-shop-ended.yaml")).unwrap();
+    world.describe(&left, &json!({"istio.io/dataplane-mode": "none"}), &json!({}), false);
+    for pod in [&deleted, &ended, &left] {
+        eventually("the proxy is told", || !proxy.has(pod)).await;
+    }
+    let rules = |pod: &Pod| verify(&pod.netns, &RedirectConfig::default()).unwrap();
+    eventually("its rules are gone", || rules(&left) == Verdict::Missing).await;
+    assert_eq!((rules(&deleted), rules(&ended)), (Verdict::Intact, Verdict::Intact));
+    world.stop().await;
 }
 
 /// C06: an agent that is told to exclude a namespace takes the pods out that its predecessor enrolled there.

@@ -92,6 +92,12 @@ impl Image {
             run(Command::new("cp").args([how, "--preserve=mode", "-T"]).arg(from).arg(&to))
                 .with_context(|| format!("copying {} into an image", from.display()))?;
         }
+        // Of a program that is all there is in the image nobody reads line numbers: most of its bytes.
+        if let [program] = self.entrypoint.as_slice() {
+            let program = root.join(program.trim_start_matches('/'));
+            run(Command::new("strip").arg("--strip-debug").arg(program))
+                .context("strip is of the package binutils")?;
+        }
         let layer = scratch.join("layer.tar");
         // The same content gives the same archive.
         run(Command::new("tar")

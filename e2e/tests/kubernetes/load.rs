@@ -2,6 +2,7 @@
 //! node's disk, so that neither the API server nor a kubelet is needed.
 
 use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -66,19 +67,17 @@ impl<'a> Load<'a> {
             &length,
             "--tell",
         ];
+        // One of its own: what an earlier one said may still lie on the node's disk.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{name}-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let pod = json!({
             "metadata": { "name": name, "labels": { "app": name } },
             "spec": { "nodeName": node, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
                 "containers": [{ "name": "main", "image": "culvert.test/peer:1", "command": command }] },
         });
         world.api.create(&format!("/api/v1/namespaces/{namespace}/pods"), &pod)?;
-        let load = Self {
-            world,
-            node: world.cluster.node(node)?,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            seconds,
-        };
+        let load =
+            Self { world, node: world.cluster.node(node)?, namespace: namespace.to_owned(), name, seconds };
         world.api.wait("the load's begin", PATIENCE, |_| Ok(load.lines()?.first().cloned()))?;
         Ok(load)
     }

@@ -22,9 +22,10 @@ use crate::cni::{AddRequest, ENROL, MAX_REQUEST, PATH};
 const WAITING: usize = 256;
 /// A request comes in one piece.
 const READ: Duration = Duration::from_secs(5);
-/// A pod that may start waits so long for its report to be written: when it is ready, peers know that it speaks HBONE. An API server that is
-/// away keeps nobody from starting.
-const REPORT: Duration = Duration::from_secs(2);
+/// A pod that may start waits so long for its report to be written: when it is ready, peers know that it speaks HBONE, and before that some
+/// would speak plaintext to it. An API server that is slow is waited for; one that is away keeps nobody from starting, and tells no peer
+/// of the pod either.
+const REPORT: Duration = Duration::from_secs(10);
 
 /// A pod that may not start yet.
 #[derive(Debug)]

@@ -259,6 +259,37 @@ fn the_nodes_own_pods_stay_outside_and_run_everywhere() {
     assert!(AGENT.contains("append .Values.agent.excludeNamespaces .Release.Namespace"));
 }
 
+/// Z13, Z14: it enters pods' namespaces and opens sockets there, and may ask the Kubernetes API for nothing.
+#[test]
+fn the_proxys_pod_has_no_more_than_it_needs() {
+    let set = object(PROXY, "DaemonSet");
+    let pod = &set["spec"]["template"]["spec"];
+    for shared in ["hostNetwork", "hostPID", "hostIPC"] {
+        assert!(pod.get(shared).is_none(), "{shared}");
+    }
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    let security = &container(&set)["securityContext"];
+    assert_eq!(texts(&security["capabilities"]["drop"]), ["ALL"]);
+    let mut added = texts(&security["capabilities"]["add"]);
+    added.sort();
+    assert_eq!(added, ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"]);
+    assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&json!(false), &json!(true)));
+    // No token for the API server, and no role that names its account.
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let account = object(PROXY, "ServiceAccount")["metadata"]["name"].as_str().unwrap().to_owned();
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/culvert/templates");
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap();
+        let bindings = text
+            .split("\n---")
+            .filter(|it| it.contains("kind: RoleBinding") || it.contains("kind: ClusterRoleBinding"));
+        for binding in bindings {
+            let subjects = binding.split("subjects:").nth(1).unwrap();
+            assert!(!subjects.contains(&format!("name: {account}")), "{}: {binding}", entry.path().display());
+        }
+    }
+}
+
 /// H08, H09, H14: the proxy's rollout, its grace, and the account that the controller trusts.
 #[test]
 fn the_proxys_rollout_drops_nothing_and_its_account_is_the_trusted_one() {

@@ -77,9 +77,8 @@ impl<R: Rules> Enroller<R> {
             self.session = sessions.begun;
             self.enrolled.values_mut().for_each(|it| it.acknowledged = false);
         }
-        let actions = plan(&view.desired, &self.enrolled, sessions.connected > 0, |uid| {
-            self.enrolled.get(uid).is_some_and(|was| was.pod.netns.exists())
-        });
+        let stays: BTreeSet<&str> = view.others.iter().map(|other| other.uid.as_str()).collect();
+        let actions = plan(&view.desired, &self.enrolled, sessions.connected > 0, |uid| stays.contains(uid));
         let thorough = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
         if thorough {
             self.looked = Some(Instant::now());
@@ -96,7 +95,7 @@ impl<R: Rules> Enroller<R> {
                     }
                 }
                 Action::Verify(pod) => drop(self.holds(&pod, thorough).await),
-                Action::Unenrol { pod, alive } => self.unenrol(&pod, alive).await,
+                Action::Unenrol { pod, stays } => self.unenrol(&pod, stays).await,
             }
             // Between two pods, proxies are answered.
             tokio::task::yield_now().await;
@@ -244,7 +243,7 @@ impl<R: Rules> Enroller<R> {
         false
     }
 
-    async fn unenrol(&mut self, pod: &Desired, alive: bool) {
+    async fn unenrol(&mut self, pod: &Desired, stays: bool) {
         // While it is reported enabled its rules stay: peers send to its proxy.
         match self.reports.clear(&pod.uid) {
             Ok(true) => {}
@@ -254,7 +253,7 @@ impl<R: Rules> Enroller<R> {
                 return;
             }
         }
-        if let (true, Some(netns)) = (alive, self.namespaces.get(&pod.uid))
+        if let (true, Some(netns)) = (stays, self.namespaces.get(&pod.uid))
             && let Err(error) = self.rules.install(&pod.uid, netns, &pod.rules.return_path_only(), None)
         {
             tracing::warn!(pod = %name(pod), %error, "rules cannot be removed; trying again");
@@ -263,11 +262,12 @@ impl<R: Rules> Enroller<R> {
         self.enrolled.remove(&pod.uid);
         self.metrics.reconciled(Event::delete);
         tracing::info!(pod = %name(pod), uid = %pod.uid, "pod has left the mesh");
-        if alive {
+        if stays {
             // Peers are told by the control plane, and until then open tunnels to it.
             self.leaving.push((Instant::now() + LEAVING, pod.uid.clone()));
         } else {
-            // Its rules die with its namespace.
+            // Its rules die with its namespace. Its processes may go on until then, as those of a pod that was deleted by force: what
+            // they say now reaches nobody, rather than going around the mesh.
             self.forget(&pod.uid).await;
         }
     }

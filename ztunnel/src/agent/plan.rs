@@ -46,27 +46,28 @@ pub enum Action {
     Register(Desired),
     /// The rules are to be compared with what they should be, and mended.
     Verify(Desired),
-    /// Take the rules out if the pod still runs, then tell the proxy, then the report (C32).
+    /// Take the rules out if the pod goes on outside of the mesh, then tell the proxy, then the report (C32).
     Unenrol {
         /// What was enrolled.
         pod: Desired,
-        /// Its namespace still has a running pod.
-        alive: bool,
+        /// It is known to go on outside. One that is gone, or of which nothing is known any more, keeps its rules.
+        stays: bool,
     },
 }
 
-/// The actions that lead from `enrolled` to `desired`. `alive` tells whether a pod with that uid still runs.
+/// The actions that lead from `enrolled` to `desired`. `stays` tells of a pod with that uid that it is
+/// to be outside.
 pub fn plan(
     desired: &[Desired],
     enrolled: &BTreeMap<String, Enrolled>,
     proxy_connected: bool,
-    alive: impl Fn(&str) -> bool,
+    stays: impl Fn(&str) -> bool,
 ) -> Vec<Action> {
     let wanted: BTreeMap<&str, &Desired> = desired.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
     let leave = enrolled
         .iter()
         .filter(|(uid, _)| !wanted.contains_key(uid.as_str()))
-        .map(|(uid, was)| Action::Unenrol { pod: was.pod.clone(), alive: alive(uid) });
+        .map(|(uid, was)| Action::Unenrol { pod: was.pod.clone(), stays: stays(uid) });
     let join = wanted.values().map(|&pod| match enrolled.get(&pod.uid) {
         None => Action::Enrol(pod.clone()),
         Some(was) if was.pod != *pod || !was.rules_installed => Action::Enrol(pod.clone()),
@@ -127,7 +128,7 @@ mod tests {
         let pod = pod(1, 1);
         let was = Enrolled { pod: pod.clone(), rules_installed: true, acknowledged: true };
         let enrolled = BTreeMap::from([(pod.uid.clone(), was)]);
-        assert_eq!(plan(&[], &enrolled, true, |_| false), [Action::Unenrol { pod, alive: false }]);
+        assert_eq!(plan(&[], &enrolled, true, |_| false), [Action::Unenrol { pod, stays: false }]);
     }
 
     proptest! {

@@ -245,19 +245,24 @@ impl World {
     pub async fn refusing_proxy(&self, uids: &[&str]) -> Proxy {
         let socket = self.path("state/nodes/node-a/ztunnel.sock");
         let deadline = Instant::now() + SOON;
-        let connection = loop {
+        loop {
+            let seen = Arc::new(Mutex::new(Seen::default()));
+            seen.lock().refuses = uids.iter().map(|uid| (*uid).to_owned()).collect();
             match SeqPacket::connect(&socket).await {
-                Ok(connection) => break connection,
+                Ok(connection) => {
+                    let task = Tasks::new("proxy").spawn("proxy", speak(connection, seen.clone()));
+                    let proxy = Proxy { seen, task };
+                    let (complete, ended) = (|| proxy.seen.lock().complete, || proxy.seen.lock().ended);
+                    eventually("the proxy has its snapshot", || complete() || ended()).await;
+                    if complete() {
+                        return proxy;
+                    }
+                    // It was the agent before that still listened.
+                }
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
-        };
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        seen.lock().refuses = uids.iter().map(|uid| (*uid).to_owned()).collect();
-        let task = Tasks::new("proxy").spawn("proxy", speak(connection, seen.clone()));
-        let proxy = Proxy { seen, task };
-        eventually("the proxy has its snapshot", || proxy.seen.lock().complete).await;
-        proxy
+        }
     }
 }
 
@@ -330,6 +335,8 @@ pub struct Seen {
     pub pods: BTreeMap<String, (WorkloadInfo, NetNsId)>,
     pub events: Vec<String>,
     pub complete: bool,
+    /// The agent is gone.
+    pub ended: bool,
     pub refuses: BTreeSet<String>,
 }
 
@@ -357,7 +364,13 @@ impl Drop for Proxy {
 
 async fn speak(agent: SeqPacket, seen: Arc<Mutex<Seen>>) {
     let hello = ZdsHello { version: Version::V1.into() };
-    agent.send(&hello.encode_to_vec(), None).await.unwrap();
+    if agent.send(&hello.encode_to_vec(), None).await.is_ok() {
+        answer(&agent, &seen).await;
+    }
+    seen.lock().ended = true;
+}
+
+async fn answer(agent: &SeqPacket, seen: &Mutex<Seen>) {
     while let Ok(Some((bytes, mut fds))) = agent.recv().await {
         let error = {
             let mut seen = seen.lock();

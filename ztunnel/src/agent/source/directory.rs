@@ -108,10 +108,12 @@ impl DirectorySource {
                 Some((pod, decided)) if decided.joins() => {
                     view.join(describe(pod, &status.uid, netns, self.dns_capture), &status.pod_ips);
                 }
-                decided => {
-                    let excluded = decided.is_some_and(|it| it.1 == Enrolment::No(Reason::ExcludedNamespace));
+                Some((_, decided)) => {
+                    let excluded = decided == Enrolment::No(Reason::ExcludedNamespace);
                     view.others.push(Other { uid: status.uid.clone(), netns, excluded });
                 }
+                // It is about to be ended.
+                None => {}
             }
         }
         Ok(view)
