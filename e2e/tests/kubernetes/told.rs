@@ -49,7 +49,7 @@ pub fn run(world: &World, checks: &mut Checks) {
 fn status(world: &World, args: &[&str]) -> Result<(String, Option<i32>)> {
     let program = programs::program("culvert")?;
     let mut command = world.api.command(&program.to_string_lossy());
-    command.args(["--mesh", "cluster", "status"]).args(args).env_remove("CULVERT_STATE");
+    command.args(["status", "--mesh", "cluster"]).args(args).env_remove("CULVERT_STATE");
     let output = command.output().context("culvert")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(!said.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
