@@ -11,6 +11,7 @@ pub mod identity;
 pub mod outcome;
 pub mod policy;
 pub mod resolve;
+pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod wire;
