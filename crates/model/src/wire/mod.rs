@@ -9,6 +9,7 @@ use culvert_proto::workload as proto;
 use prost::Message;
 
 pub mod policy;
+pub mod request;
 pub mod service;
 pub mod unknown;
 pub mod workload;
@@ -19,6 +20,7 @@ use crate::service::Service;
 use crate::workload::{AppProtocol, Port, Workload};
 
 pub use policy::{PolicyError, PolicyResource};
+pub use request::{RequestPolicyError, RequestPolicyResource};
 pub use service::ServiceError;
 pub use workload::WorkloadError;
 

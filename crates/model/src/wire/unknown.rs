@@ -125,6 +125,68 @@ static ADDRESS: Message = Message { name: "Address", fields: &[plain(1, "address
 static SERVICE_ACCOUNT: Message =
     Message { name: "ServiceAccountMatch", fields: &[plain(1, "namespace"), plain(2, "service_account")] };
 
+/// `culvert.waypoint.v1.Policy`.
+pub static REQUEST_POLICY: Message = Message {
+    name: "Policy",
+    fields: &[
+        plain(1, "namespace"),
+        plain(2, "name"),
+        Field { tag: 3, name: "action", kind: Kind::Enum(4) },
+        plain(4, "provider"),
+        plain(5, "dry_run"),
+        nested(6, "targets", &REQUEST_TARGET),
+        nested(7, "rules", &REQUEST_RULE),
+    ],
+};
+
+/// `culvert.waypoint.v1.Target`.
+pub static REQUEST_TARGET: Message =
+    Message { name: "Target", fields: &[plain(1, "service_namespace"), plain(2, "service_hostname")] };
+
+static REQUEST_RULE: Message = Message {
+    name: "PolicyRule",
+    fields: &[
+        nested(1, "from", &REQUEST_SOURCE),
+        nested(2, "to", &REQUEST_OPERATION),
+        nested(3, "when", &REQUEST_CONDITION),
+    ],
+};
+
+static REQUEST_SOURCE: Message = Message {
+    name: "Source",
+    fields: &[
+        plain(1, "principals"),
+        plain(2, "not_principals"),
+        plain(3, "request_principals"),
+        plain(4, "not_request_principals"),
+        plain(5, "namespaces"),
+        plain(6, "not_namespaces"),
+        plain(7, "service_accounts"),
+        plain(8, "not_service_accounts"),
+        plain(9, "ip_blocks"),
+        plain(10, "not_ip_blocks"),
+        plain(11, "remote_ip_blocks"),
+        plain(12, "not_remote_ip_blocks"),
+    ],
+};
+
+static REQUEST_OPERATION: Message = Message {
+    name: "Operation",
+    fields: &[
+        plain(1, "hosts"),
+        plain(2, "not_hosts"),
+        plain(3, "ports"),
+        plain(4, "not_ports"),
+        plain(5, "methods"),
+        plain(6, "not_methods"),
+        plain(7, "paths"),
+        plain(8, "not_paths"),
+    ],
+};
+
+static REQUEST_CONDITION: Message =
+    Message { name: "Condition", fields: &[plain(1, "key"), plain(2, "values"), plain(3, "not_values")] };
+
 /// Walks a message by its table. Depth is the table's, so a hostile message cannot make it recurse further.
 ///
 /// # Errors
@@ -160,6 +222,23 @@ pub fn last_number(bytes: &[u8], tag: u32) -> Result<Option<u64>, UnknownError> 
     while let Some((at, value)) = reader.next()? {
         if let (true, Value::Varint(number)) = (at == tag, value) {
             found = Some(number);
+        }
+    }
+    Ok(found)
+}
+
+/// The messages that a field at the top of a message holds.
+///
+/// # Errors
+/// [`UnknownError::Malformed`]: the field is no message, or what follows cannot be read, so more of them may be there.
+pub fn nested_messages(bytes: &[u8], tag: u32) -> Result<Vec<&[u8]>, UnknownError> {
+    let mut reader = Reader { bytes, offset: 0, message: "message" };
+    let mut found = Vec::new();
+    while let Some((at, value)) = reader.next()? {
+        match value {
+            Value::Bytes(inner) if at == tag => found.push(inner),
+            _ if at == tag => return Err(reader.malformed()),
+            _ => {}
         }
     }
     Ok(found)
