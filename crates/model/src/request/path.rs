@@ -210,3 +210,163 @@ fn escape(out: &mut String, byte: u8) {
 fn clip(text: &str) -> String {
     text.chars().take(128).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path(target: &str) -> String {
+        normalise(target).unwrap().path_and_query().to_owned()
+    }
+
+    #[test]
+    fn a_path_is_written_in_one_way() {
+        for (target, wanted) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("*", "*"),
+            // Dots, RFC 3986 section 5.2.4.
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/.", "/a/b/"),
+            ("/../../a", "/a"),
+            ("/..", "/"),
+            ("/.a/..b/...", "/.a/..b/..."),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/.%2e", "/"),
+            // Slashes.
+            ("//a///b//", "/a/b/"),
+            ("/a%2Fb%2fc", "/a/b/c"),
+            ("/a\\b%5Cc%5cd", "/a/b/c/d"),
+            ("/a%2F..%2Fb", "/b"),
+            ("/a//../b", "/b"),
+            ("/a\\..\\b", "/b"),
+            // Escapes.
+            ("/%61%2D%7e", "/a-~"),
+            ("/v1/x%3Acancel%40%21", "/v1/x:cancel@!"),
+            ("/a%3bb;c", "/a%3Bb;c"),
+            ("/a%20b%23c%3fd", "/a%20b%23c%3Fd"),
+            ("/%25%32%65", "/%252e"),
+            ("/a%252fb", "/a%252fb"),
+            ("/caf\u{e9}/%c3%a9/%ff", "/caf%C3%A9/%C3%A9/%FF"),
+            ("/<\">{|}^`[]", "/%3C%22%3E%7B%7C%7D%5E%60%5B%5D"),
+            // The query is nobody's business.
+            ("/a?b=/../%2f//\\\u{e9}?c", "/a?b=/../%2f//\\\u{e9}?c"),
+            ("/a/..?", "/?"),
+        ] {
+            assert_eq!(path(target), wanted, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_path_and_its_query_are_told_apart() {
+        for (target, path, query) in [
+            ("/a//b?c//d?e", "/a/b", Some("c//d?e")),
+            ("/a?", "/a", Some("")),
+            ("/a%3Fb", "/a%3Fb", None),
+            ("/a", "/a", None),
+        ] {
+            let normal = normalise(target).unwrap().into_owned();
+            assert_eq!((normal.path(), normal.query()), (path, query));
+        }
+    }
+
+    #[test]
+    fn what_is_read_in_more_than_one_way_is_refused() {
+        for relative in ["", "a", "*a", "*?a", "?a", "\\a", "%2Fa", "http://a/b"] {
+            assert_eq!(normalise(relative), Err(BadPath::Relative(relative.into())));
+        }
+        for (target, byte) in [
+            ("/a#b", b'#'),
+            ("/a?b#c", b'#'),
+            ("/a b", b' '),
+            ("/a?b c", b' '),
+            ("/a\0", 0),
+            ("/%00", 0),
+            ("/%0d%0a", b'\r'),
+            ("/%7F", 0x7f),
+            ("/a\t", b'\t'),
+            ("/a?\n", b'\n'),
+        ] {
+            assert_eq!(normalise(target), Err(BadPath::Byte { path: target.into(), byte }), "{target:?}");
+        }
+        for escape in ["/%", "/%2", "/%2g", "/%%2e", "/%u0041", "/% 1"] {
+            assert_eq!(normalise(escape), Err(BadPath::Escape(escape.into())));
+        }
+        for veiled in ["..;", ".;", "..;x=1", "..%3Bx", "%2e.%3bx"] {
+            let error = normalise(&format!("/a/{veiled}/b")).unwrap_err();
+            assert!(matches!(error, BadPath::Segment { .. }), "{veiled}: {error}");
+        }
+        assert_eq!(normalise(&format!("/{}", "a".repeat(MAX_PATH))), Err(BadPath::TooLong(MAX_PATH + 1)));
+        assert!(normalise(&format!("/{}", "a".repeat(MAX_PATH - 1))).is_ok());
+    }
+
+    #[test]
+    fn what_is_normal_is_not_copied() {
+        for target in ["/", "/a/b.c;d=e,f/g:h@i?x=%2f", "*"] {
+            assert!(matches!(normalise(target).unwrap().whole, Cow::Borrowed(_)), "{target}");
+        }
+    }
+
+    /// What an application does that decodes everything and walks folders. It stays within what it was sent.
+    fn folders(path: &str) -> Vec<Vec<u8>> {
+        let bytes = path.as_bytes();
+        let (mut decoded, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            if bytes[at] == b'%' {
+                decoded.push(u8::from_str_radix(&path[at + 1..at + 3], 16).unwrap());
+                at += 3;
+            } else {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+        let mut open: Vec<Vec<u8>> = Vec::new();
+        for name in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
+            match name {
+                b"" | b"." => {}
+                b".." => drop(open.pop()),
+                _ => open.push(name.to_vec()),
+            }
+        }
+        open
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn to_normalise_twice_is_to_normalise_once(target in "/([ab./;\\\\:é{?]|%2[eEfF5]|%5c|%61|%3[bB]){0,16}") {
+            if let Ok(once) = normalise(&target) {
+                let twice = normalise(once.path_and_query()).unwrap();
+                prop_assert_eq!(&twice, &once);
+                let path = once.path();
+                prop_assert!(path.starts_with('/') && !path.contains("//") && !path.contains('\\'), "{}", path);
+                prop_assert!(path.split('/').all(|segment| segment != "." && segment != ".."), "{}", path);
+                prop_assert!(!path.contains("%2F") && !path.contains("%5C") && !path.contains("%2E"), "{}", path);
+            }
+        }
+
+        /// However an application reads it, it finds what the policy judged.
+        #[test]
+        fn an_application_sees_the_same_place(target in "/([ab./\\\\]|%2[eEfF]|%5c|%61){0,16}") {
+            let normal = normalise(&target).unwrap();
+            prop_assert_eq!(folders(normal.path()), folders(&target));
+            let names: Vec<&str> = normal.path().split('/').filter(|name| !name.is_empty()).collect();
+            prop_assert_eq!(folders(normal.path()), names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_text_has_one_path_or_none(target in any::<String>(), rest in "/\\PC{0,40}") {
+            for target in [target, rest] {
+                if let Ok(normal) = normalise(&target) {
+                    prop_assert!(normal.path().bytes().all(|b| b.is_ascii_graphic()));
+                    prop_assert_eq!(&normalise(normal.path_and_query()).unwrap(), &normal);
+                }
+            }
+        }
+    }
+}

@@ -36,10 +36,9 @@ impl TextPattern {
     }
 
     pub(super) fn matches(&self, text: &str) -> bool {
-        let [first, middle @ .., last] = &self.0[..] else { return false };
-        if middle.is_empty() && self.0.len() == 1 {
-            return **first == *text;
-        }
+        let [first, middle @ .., last] = &self.0[..] else {
+            return self.0.first().is_some_and(|whole| **whole == *text);
+        };
         let Some(mut rest) = text.strip_prefix(&**first) else { return false };
         for piece in middle {
             let Some(at) = rest.find(&**piece) else { return false };
