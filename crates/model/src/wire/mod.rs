@@ -9,6 +9,7 @@ use culvert_proto::workload as proto;
 use prost::Message;
 
 pub mod policy;
+pub mod request;
 pub mod route;
 pub mod service;
 pub mod unknown;
@@ -20,6 +21,7 @@ use crate::service::Service;
 use crate::workload::{AppProtocol, Port, Workload};
 
 pub use policy::{PolicyError, PolicyResource};
+pub use request::{RequestPolicyError, RequestPolicyResource};
 pub use route::{RouteError, RouteResource};
 pub use service::ServiceError;
 pub use workload::WorkloadError;

@@ -13,6 +13,7 @@ use prost::Message;
 use super::{hostname, unknown};
 use crate::Str;
 use crate::address::NamespacedHostname;
+use crate::request::canonical;
 use crate::route::matching::{GrpcMatch, HttpMatch, PathMatch, ValueMatch, whole};
 use crate::route::{
     Backend, Cors, Filter, HeaderChange, HttpRule, Mirror, PathChange, Redirect, Retry, Rewrite, Route,
@@ -245,8 +246,9 @@ fn http_match(message: proto::HttpMatch) -> (HttpMatch, Option<Str>) {
 fn path_match(message: Option<proto::PathMatch>) -> Result<PathMatch, String> {
     use proto::path_match::Kind;
     let Some(message) = message else { return Ok(PathMatch::Any) };
+    // Written as the paths of requests are, or it would never match one.
     let absolute = |path: String| match path.starts_with('/') {
-        true => Ok(path),
+        true => canonical(&path).map_err(|error| error.to_string()),
         false => Err(format!("path {path:?} does not begin with a slash")),
     };
     Ok(match message.kind.ok_or("path: neither exact, prefix, regex nor grpc is set")? {
