@@ -1,6 +1,6 @@
 //! HBONE connections, and the CONNECT requests on them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -48,6 +48,8 @@ pub struct Asked {
     pub peer: Arc<Peer>,
     /// For what.
     pub target: Target,
+    /// At which address: that asked for, or for a name that of the service.
+    pub destination: SocketAddr,
 }
 
 /// Accepts until the drain starts.
@@ -185,7 +187,10 @@ fn asked(shared: &Shared, peer: &Arc<Peer>, incoming: &Incoming) -> Result<Asked
     let namespace = peer.facts.identity.namespace();
     let target = target::find(shared, &world.snapshot, (host, port), namespace)
         .map_err(|failure| (StatusCode::BAD_REQUEST, failure))?;
-    Ok(Asked { peer: peer.clone(), target })
+    let by_name = || target.service().and_then(|service| Some(service.addresses.first()?.prefix.addr()));
+    let address = host.parse().ok().or_else(by_name).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let destination = SocketAddr::new(address, port);
+    Ok(Asked { peer: peer.clone(), target, destination })
 }
 
 /// How long a client whose certificate ends then may open streams.

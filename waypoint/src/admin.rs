@@ -71,6 +71,7 @@ fn config_dump(shared: &Shared) -> Value {
         "workloads": world.snapshot.workloads().collect::<Vec<_>>(),
         "services": world.snapshot.services().collect::<Vec<_>>(),
         "routes": world.routes.iter().map(|it| route(it)).collect::<Vec<_>>(),
+        "policies": world.policies.iter().map(|it| value!({ "name": it.key.to_string(), "action": it.action.as_str(), "dry_run": it.dry_run, "undecodable": it.undecodable })).collect::<Vec<_>>(),
         "certificates": shared.certificates.list(),
     })
 }

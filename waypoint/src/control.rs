@@ -12,7 +12,7 @@ use culvert_identity::token::TokenFile;
 use culvert_model::snapshot::{Change, Changed, Snapshot};
 use culvert_model::workload::Workload;
 use culvert_proto::discovery::Node;
-use culvert_proto::{ADDRESS_TYPE_URL, GATEWAY_METADATA, ROUTE_TYPE_URL};
+use culvert_proto::{ADDRESS_TYPE_URL, GATEWAY_METADATA, POLICY_TYPE_URL, ROUTE_TYPE_URL};
 use culvert_runtime::readiness;
 use culvert_runtime::tasks::Tasks;
 use culvert_xds::client::{AdsClient, BACKOFF, ClientConfig, Event, MAX_MESSAGE_BYTES, Responder};
@@ -31,7 +31,7 @@ pub use local::run as run_local;
 /// Events that wait: the client stops reading the stream while the queue is full, so this bounds messages in memory.
 const QUEUE: usize = 4;
 /// What is subscribed to, and put in force together.
-pub const TYPES: [&str; 2] = [ADDRESS_TYPE_URL, ROUTE_TYPE_URL];
+pub const TYPES: [&str; 3] = [ADDRESS_TYPE_URL, ROUTE_TYPE_URL, POLICY_TYPE_URL];
 
 /// Follows the control plane until the process ends; while it is away the last world stays in force.
 pub async fn run(shared: Arc<Shared>, channel: Channel) {
@@ -140,8 +140,15 @@ impl Follower {
         self.shared.endpoints.changed(told.map(|(uid, _)| uid));
         self.waiting = None;
         let (workloads, services, _) = world.snapshot.sizes();
-        let routes = world.routes.len();
-        tracing::debug!(generation = world.snapshot.generation(), workloads, services, routes, "committed");
+        let (routes, policies) = (world.routes.len(), world.policies.iter().count());
+        tracing::debug!(
+            generation = world.snapshot.generation(),
+            workloads,
+            services,
+            routes,
+            policies,
+            "committed"
+        );
     }
 }
 

@@ -96,7 +96,7 @@ async fn open(
 ) -> Result<Opened, Failure> {
     let world = shared.state.load_full();
     let target = asked.target.current(shared, &world.snapshot)?;
-    crate::http::authorize::stream(shared, &world, asked, &target, stream)?;
+    let _permit = crate::http::authorize::stream(&world, asked, &target, stream)?;
     let mut exclude: SmallVec<[Str; ATTEMPTS]> = SmallVec::new();
     let mut last = None;
     for _ in 0..ATTEMPTS {

@@ -1,7 +1,7 @@
 //! What there is from a file instead of a control plane (Z100).
 //!
-//! The file is YAML: `workloads`, `services` and `routes`, each a list of messages in their JSON form (`istio.workload.Workload`,
-//! `istio.workload.Service`, `culvert.waypoint.v1.Route`), with addresses as text. It is decoded by the code that decodes a control
+//! The file is YAML: `workloads`, `services`, `routes` and `policies`, each a list of messages in their JSON form (`istio.workload.Workload`,
+//! `istio.workload.Service`, `culvert.waypoint.v1.Route`, `culvert.waypoint.v1.Policy`), with addresses as text. It is decoded by the code that decodes a control
 //! plane's resources, and strictly: what is unknown in it refuses the file. A refused file changes nothing: the last good one stays
 //! in force, and the log says so.
 
@@ -102,6 +102,7 @@ struct LocalFile<'a> {
 struct Names {
     addresses: BTreeSet<Str>,
     routes: BTreeSet<Str>,
+    policies: BTreeSet<Str>,
 }
 
 impl<'a> LocalFile<'a> {
@@ -126,6 +127,7 @@ impl<'a> LocalFile<'a> {
         let before = self.good.take().unwrap_or_default();
         part.update.removed_addresses = before.addresses.difference(&names.addresses).cloned().collect();
         part.removed_routes = before.routes.difference(&names.routes).cloned().collect();
+        part.removed_policies = before.policies.difference(&names.policies).cloned().collect();
         self.generation += 1;
         part.update.generation = self.generation;
         self.good = Some(names);
@@ -161,8 +163,19 @@ fn parse(text: &str) -> anyhow::Result<(Part, Names)> {
         part.routes.extend(decoded.route);
         ensure!(names.routes.insert(name.as_str().into()), "{place}: {name:?} stands there twice");
     }
+    for (place, value) in entries(&mut content, "policies")? {
+        let name = format!("{}/{}", text_at(&value, "namespace"), text_at(&value, "name"));
+        let body = encode(&pool, "culvert.waypoint.v1.Policy", value);
+        let body = body.with_context(|| format!("{place} {name:?}"))?;
+        let decoded = wire::request::decode(&name, &body);
+        if let Some(error) = decoded.error {
+            return Err(error).with_context(|| place);
+        }
+        ensure!(names.policies.insert(name.as_str().into()), "{place}: {name:?} stands there twice");
+        part.policies.push((name.into(), decoded.policy));
+    }
     match content.keys().next() {
-        Some(key) => bail!("unknown key {key:?}; want workloads, services and routes"),
+        Some(key) => bail!("unknown key {key:?}; want workloads, services, routes and policies"),
         None => Ok((part, names)),
     }
 }

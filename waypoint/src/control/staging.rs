@@ -1,12 +1,14 @@
 //! What has arrived and is not yet in force.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use culvert_model::Str;
+use culvert_model::request::RequestPolicy;
 use culvert_model::route::Route;
 use culvert_model::snapshot::{Changed, SnapshotWriter, Update};
 use culvert_model::wire;
-use culvert_proto::{ADDRESS_TYPE_URL, ROUTE_TYPE_URL};
+use culvert_proto::{ADDRESS_TYPE_URL, POLICY_TYPE_URL, ROUTE_TYPE_URL};
 use culvert_xds::Generation;
 use culvert_xds::gate::{Gate, Verdict};
 use culvert_xds::state::{Delivery, Rejection};
@@ -38,6 +40,10 @@ pub struct Part {
     pub routes: Vec<Route>,
     /// Names of routes that are gone.
     pub removed_routes: Vec<Str>,
+    /// Policies to add or replace, by their names on the wire.
+    pub policies: Vec<(Str, RequestPolicy)>,
+    /// Names of policies that are gone.
+    pub removed_policies: Vec<Str>,
 }
 
 struct Held<R> {
@@ -124,6 +130,10 @@ impl<R> Staging<R> {
         if !part.routes.is_empty() || !part.removed_routes.is_empty() {
             self.world.routes = self.world.routes.with(&part.removed_routes, part.routes);
         }
+        if !part.policies.is_empty() || !part.removed_policies.is_empty() {
+            let policies = self.world.policies.with(&part.removed_policies, part.policies);
+            self.world.policies = Arc::new(policies);
+        }
     }
 }
 
@@ -156,6 +166,17 @@ fn decode(delivery: Delivery) -> (Part, Vec<Rejection>) {
                 if let Some(error) = decoded.error {
                     reject(&resource.name, error.to_string());
                 }
+            }
+        }
+        POLICY_TYPE_URL => {
+            part.removed_policies = removed;
+            for resource in delivery.added {
+                let decoded = wire::request::decode(&resource.name, &resource.body);
+                if let Some(error) = decoded.error {
+                    reject(&resource.name, error.to_string());
+                }
+                // In force even so: it denies what it might have denied.
+                part.policies.push((resource.name, decoded.policy));
             }
         }
         _ => {}

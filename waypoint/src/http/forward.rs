@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use culvert_model::Str;
 use culvert_model::outcome::Reason;
+use culvert_model::request::Permit;
 use culvert_model::route::{Mirror, WHOLE};
 use culvert_model::workload::AppProtocol;
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
@@ -33,6 +34,8 @@ const MIRROR_TIME: Duration = Duration::from_secs(10);
 
 /// What is passed on.
 pub struct Asked<'a> {
+    /// By whose leave.
+    pub permit: Permit,
     /// For whom.
     pub served: &'a Served,
     /// By what is known.

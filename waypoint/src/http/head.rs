@@ -1,10 +1,9 @@
 //! A request's head, made unambiguous: what policies judge, what routes match and what the application is sent is all this.
 
+use culvert_model::request::{Authority, Normalised, normalise};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
-
-use super::authorize;
 
 /// The header in which a waypoint tells the next hop who the first client is: accepted from nobody here.
 pub const CLIENT_IDENTITY: HeaderName = HeaderName::from_static("x-culvert-client-identity");
@@ -30,7 +29,11 @@ pub struct Head {
     pub method: Method,
     /// `Host` or `:authority`; empty where HTTP/1.0 did not say.
     pub authority: String,
-    /// The normalised path.
+    /// The same, read.
+    pub named: Option<Authority>,
+    /// The one path that policies, routes and the application see.
+    pub normal: Normalised<'static>,
+    /// Its path; filters may change it.
     pub path: String,
     /// What follows the `?`.
     pub query: Option<String>,
@@ -59,7 +62,10 @@ impl Head {
     /// # Errors
     /// It can be read in more than one way, or asks for what is not done here.
     pub fn read(parts: Parts) -> Result<Self, BadHead> {
-        let bad = |detail: &str| BadHead { status: StatusCode::BAD_REQUEST, detail: detail.to_owned() };
+        let bad = |error: &dyn std::fmt::Display| BadHead {
+            status: StatusCode::BAD_REQUEST,
+            detail: error.to_string(),
+        };
         let Parts { method, uri, version, mut headers, .. } = parts;
         if method == Method::CONNECT {
             let detail = "CONNECT inside a tunnel".to_owned();
@@ -78,14 +84,22 @@ impl Head {
         headers.remove(EXPECT);
         headers.remove(CLIENT_IDENTITY);
         headers.remove(XFCC);
-        let path = if uri.path().is_empty() { "/" } else { uri.path() };
-        let path = authorize::normalised(path).map_err(|detail| bad(&detail))?;
+        let named = match authority.as_str() {
+            "" => None,
+            text => Some(Authority::parse(text).map_err(|error| bad(&error))?),
+        };
+        let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        // `http://web?q` has a query and no path.
+        let target = if target.starts_with('?') { format!("/{target}") } else { target.to_owned() };
+        let normal = normalise(&target).map_err(|error| bad(&error))?.into_owned();
         Ok(Self {
             grpc: super::respond::is_grpc(&headers),
-            query: uri.query().map(str::to_owned),
+            query: normal.query().map(str::to_owned),
+            path: normal.path().to_owned(),
+            normal,
+            named,
             method,
             authority,
-            path,
             headers,
             version,
             upgrade,

@@ -80,7 +80,7 @@ async fn answer(
         Refusal { status: unavailable, text: "no longer served here", failure }
     })?;
     exchange.service = target.service().cloned();
-    authorize::request(served, world, &target, &head, exchange)?;
+    let permit = authorize::request(served, world, &target, &head, exchange)?;
     let namespace = served.asked.peer.facts.identity.namespace();
     let plan = match route::plan(&world.routes, &target, namespace, &head) {
         Ok(plan) => plan,
@@ -100,7 +100,8 @@ async fn answer(
     };
     let keep = plan.retry.is_some();
     let body = Replay::new(incoming, keep, exchange.request_bytes.clone());
-    let asked = forward::Asked { served, world, plan: &plan, to, head: &head, mirrors: &applied.mirrors };
+    let asked =
+        forward::Asked { permit, served, world, plan: &plan, to, head: &head, mirrors: &applied.mirrors };
     let passed = forward::run(&asked, body, exchange).await?;
     Ok(Answer::Passed(Box::new(forward::Passed { changes: applied.changes, ..passed })))
 }
