@@ -3,6 +3,7 @@
 mod apps;
 mod authority;
 mod filters;
+mod policies;
 mod requests;
 mod streams;
 mod world;

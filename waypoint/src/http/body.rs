@@ -47,6 +47,8 @@ struct Kept {
     /// What is still to come; taken by the attempt that is being made.
     source: Option<Incoming>,
     ended: bool,
+    /// The client did not send all of it.
+    cut: bool,
     counter: Arc<AtomicU64>,
 }
 
@@ -66,6 +68,7 @@ impl Replay {
             too_long: !keep && !ended,
             source: Some(source).filter(|_| !ended),
             ended,
+            cut: false,
             counter,
         };
         Self { state: Arc::new(Mutex::new(kept)) }
@@ -75,6 +78,11 @@ impl Replay {
     pub fn is_repeatable(&self) -> bool {
         let state = self.state.lock();
         !state.too_long && (state.ended || state.source.is_some())
+    }
+
+    /// Whether the client broke it off.
+    pub fn is_cut(&self) -> bool {
+        self.state.lock().cut
     }
 
     /// Whether there is none.
@@ -125,7 +133,10 @@ impl HttpBody for Attempt {
                 state.ended = source.is_end_stream();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => {
+                state.cut = true;
+                Poll::Ready(Some(Err(error.into())))
+            }
             None => {
                 state.ended = true;
                 this.source = None;

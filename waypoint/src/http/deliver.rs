@@ -76,14 +76,14 @@ pub fn response(
 /// Both sides change to another protocol, whose bytes are then passed both ways.
 fn upgraded(
     served: &Served,
-    mut exchange: Exchange,
+    exchange: Exchange,
     (mut response, in_progress, serving): (Response<Incoming>, InProgress, Serving),
     client: OnUpgrade,
 ) -> Response<Body> {
     let server = hyper::upgrade::on(&mut response);
     let drain = served.shared.drain.clone();
     served.worker.spawn("upgraded", async move {
-        let _held = (in_progress, serving);
+        let (_held, mut exchange) = ((in_progress, serving), exchange);
         let both = async { tokio::join!(client, server) };
         let Ok((Ok(client), Ok(server))) = timeout(UPGRADE_TIME, both).await else {
             exchange.fail(Reason::UpstreamReset, "the change of protocol was agreed to and not made");

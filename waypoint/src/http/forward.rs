@@ -35,6 +35,7 @@ const MIRROR_TIME: Duration = Duration::from_secs(10);
 /// What is passed on.
 pub struct Asked<'a> {
     /// By whose leave.
+    #[expect(dead_code, reason = "nothing is passed on by whoever has none")]
     pub permit: Permit,
     /// For whom.
     pub served: &'a Served,
@@ -141,6 +142,10 @@ async fn attempts(
                 }
                 Err(failed) => failed,
             };
+        if body.is_cut() {
+            let detail = "the client did not send the whole request";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad request", Reason::ClientReset, detail));
+        }
         last = Some(failed.failure.clone());
         if failed.unsent {
             connects -= 1;

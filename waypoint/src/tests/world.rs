@@ -205,6 +205,18 @@ impl World {
         self.shared.state.commit(Arc::new(Known { snapshot, routes, ..Known::default() }));
     }
 
+    /// These policies are in force now, beside what else it knows.
+    pub fn enforce(&self, policies: &[proto::Policy]) {
+        let decoded = policies.iter().map(|message| {
+            let name = format!("{}/{}", message.namespace, message.name);
+            let decoded = wire::request::decode(&name, &message.encode_to_vec());
+            (name.into(), decoded.policy)
+        });
+        let policies = Arc::new(crate::state::Policies::default().with(&[], decoded.collect()));
+        let world = (*self.shared.state.load_full()).clone();
+        self.shared.state.commit(Arc::new(Known { policies, ..world }));
+    }
+
     /// An HBONE connection of this client.
     pub async fn connect(&self, client: &Identity) -> ClientHandle {
         let stream = TcpStream::connect(self.address).await.unwrap();
