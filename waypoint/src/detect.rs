@@ -23,6 +23,8 @@ const SILENCE: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The first bytes of HTTP/2 (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The longest beginning of a TLS stream that is read for its server name: a hello with post-quantum keys has 2 KiB.
+const MAX_HELLO: usize = 16 << 10;
 /// The longest method that is taken for one where a port does not say what it speaks.
 const MAX_METHOD: usize = 20;
 
@@ -35,13 +37,13 @@ enum Spoken {
 
 /// Serves a tunnel from its CONNECT request to its last byte.
 pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, asked: Asked, incoming: Incoming) {
-    let spoken = {
+    let (spoken, by_name) = {
         let world = shared.state.load();
-        declared(&asked, &world.routes)
+        (declared(&asked, &world.routes), by_name(&asked, &world.routes))
     };
     match spoken {
         // Whether the destination accepts is what answers the CONNECT, as without a waypoint.
-        Some(Spoken::Bytes) => tcp::serve_unanswered(shared, worker, asked, incoming).await,
+        Some(Spoken::Bytes) if !by_name => tcp::serve_unanswered(shared, worker, asked, incoming).await,
         spoken => {
             let Ok(tunnel) = incoming.accept(HeaderMap::new()) else { return };
             let (tunnel, early, spoken) = match spoken {
@@ -56,7 +58,13 @@ pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, asked: Asked, incom
                     let io = Begun::new(early, TunnelIo::new(tunnel));
                     requests::serve(shared, worker, asked, io).await;
                 }
-                Spoken::Bytes => tcp::serve(shared, worker, asked, tunnel, early).await,
+                Spoken::Bytes => {
+                    let (tunnel, early, name) = match by_name {
+                        true => server_name(tunnel, early).await,
+                        false => (tunnel, early, None),
+                    };
+                    tcp::serve(shared, worker, asked, tunnel, (early, name)).await;
+                }
             }
         }
     }
@@ -80,6 +88,42 @@ fn declared(asked: &Asked, routes: &culvert_model::route::Routes) -> Option<Spok
         AppProtocol::Tcp | AppProtocol::Tls => Some(Spoken::Bytes),
         AppProtocol::Unknown => None,
     }
+}
+
+/// Whether a stream's route is told by its server name.
+fn by_name(asked: &Asked, routes: &culvert_model::route::Routes) -> bool {
+    let client = asked.peer.facts.identity.namespace();
+    asked
+        .target
+        .service()
+        .is_some_and(|service| routes.wants_server_name(&service.key, asked.target.port(), Some(client)))
+}
+
+/// Reads a stream until the server name that its client asks for is known; `None` where it is no TLS, or asks for none.
+async fn server_name(tunnel: TunnelStream, early: Bytes) -> (TunnelStream, Bytes, Option<String>) {
+    let (mut recv, send) = tunnel.split();
+    let mut early = BytesMut::from(&early[..]);
+    let until = Instant::now() + PATIENCE;
+    let mut hello = rustls::server::Acceptor::default();
+    let mut fed = 0;
+    let name = loop {
+        let mut rest = &early[fed..];
+        while !rest.is_empty() && hello.read_tls(&mut rest).is_ok_and(|read| read > 0) {}
+        fed = early.len() - rest.len();
+        match hello.accept() {
+            Ok(Some(accepted)) => break accepted.client_hello().server_name().map(str::to_owned),
+            Ok(None) if early.len() < MAX_HELLO => {}
+            Ok(None) | Err(_) => break None,
+        }
+        match timeout_at(until, recv.recv()).await {
+            Ok(Ok(Some(bytes))) => {
+                recv.release(bytes.len());
+                early.extend_from_slice(&bytes);
+            }
+            _ => break None,
+        }
+    };
+    (TunnelStream::join(recv, send), early.freeze(), name)
 }
 
 /// Listens to the client's first bytes. `None` when it is gone before it said anything.

@@ -74,10 +74,10 @@ pub async fn serve(
     worker: Arc<Worker>,
     asked: Asked,
     tunnel: TunnelStream,
-    early: Bytes,
+    (early, server_name): (Bytes, Option<String>),
 ) {
     let mut stream = Stream::begin(&asked);
-    match Box::pin(open(&shared, &worker, &asked, None, &mut stream)).await {
+    match Box::pin(open(&shared, &worker, &asked, server_name.as_deref(), &mut stream)).await {
         Ok(opened) => forward(&shared, stream, tunnel, early, opened).await,
         Err(failure) => {
             tunnel.reset(ResetCode::CONNECT_ERROR);
@@ -96,7 +96,7 @@ async fn open(
 ) -> Result<Opened, Failure> {
     let world = shared.state.load_full();
     let target = asked.target.current(shared, &world.snapshot)?;
-    let _permit = crate::http::authorize::stream(&world, asked, &target, stream)?;
+    let _permit = crate::http::authorize::stream(&world, asked, (&target, server_name), stream)?;
     let mut exclude: SmallVec<[Str; ATTEMPTS]> = SmallVec::new();
     let mut last = None;
     for _ in 0..ATTEMPTS {

@@ -11,7 +11,7 @@ mod world;
 use std::time::Duration;
 
 /// Long enough for a loaded machine; nothing waits for it to pass.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(30);
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, what).await.expect("it happens soon")

@@ -69,8 +69,14 @@ pub fn request(
 ///
 /// # Errors
 /// Why not.
-pub fn stream(world: &World, asked: &Asked, target: &Target, stream: &mut Stream) -> Result<Permit, Failure> {
-    match verdict(policies(world, target), &facts(asked, None)) {
+pub fn stream(
+    world: &World,
+    asked: &Asked,
+    (target, server_name): (&Target, Option<&str>),
+    stream: &mut Stream,
+) -> Result<Permit, Failure> {
+    let facts = RequestFacts { server_name, ..facts(asked, None) };
+    match verdict(policies(world, target), &facts) {
         Ok(permit) => {
             stream.policy = permit.by().map(ToString::to_string);
             Ok(permit)

@@ -70,8 +70,8 @@ struct Failed {
     failure: Failure,
     /// Certainly nothing of the request was sent.
     unsent: bool,
-    /// It was sent on a connection that had served others, which may have been closing.
-    stale: bool,
+    /// It was for a connection that had served others, which may have been closing.
+    reused: bool,
     timed_out: bool,
 }
 
@@ -113,7 +113,7 @@ async fn attempts(
         let endpoint = match next(asked, &exclude) {
             Ok(endpoint) => endpoint,
             // All that there are have failed, and may be asked again if the rule says so.
-            Err(_) if last.is_some() && number > 0 && !exclude.is_empty() => {
+            Err(_) if !exclude.is_empty() && (number > 0 || left > 0) => {
                 exclude.clear();
                 continue;
             }
@@ -136,7 +136,7 @@ async fn attempts(
                     Failed {
                         failure: Failure::new(Reason::UpstreamReset, detail),
                         unsent: false,
-                        stale: false,
+                        reused: false,
                         timed_out: false,
                     }
                 }
@@ -147,15 +147,18 @@ async fn attempts(
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad request", Reason::ClientReset, detail));
         }
         last = Some(failed.failure.clone());
+        // On a connection of its own the same endpoint may well answer, if nothing is done twice by that.
+        let harmless = body.is_empty() && retry::is_idempotent(&asked.head.method);
+        if failed.reused && again > 0 && (failed.unsent || harmless) {
+            again -= 1;
+            continue;
+        }
         if failed.unsent {
             connects -= 1;
             if connects > 0 {
                 exclude.push(endpoint.workload.uid.clone());
                 continue;
             }
-        } else if failed.stale && again > 0 && body.is_empty() && retry::is_idempotent(&asked.head.method) {
-            again -= 1;
-            continue;
         }
         let may = left > 0 && body.is_repeatable();
         let (Some(policy), true) = (policy, may && asked.served.worker.budget.take()) else {
@@ -212,7 +215,7 @@ async fn attempt(
 ) -> Result<Passed, Failed> {
     let served = asked.served;
     let in_progress = served.shared.endpoints.begin(&endpoint.workload.uid);
-    let unsent = |failure: Failure| Failed { failure, unsent: true, stale: false, timed_out: false };
+    let unsent = |failure: Failure| Failed { failure, unsent: true, reused: false, timed_out: false };
     let http2 = speaks_http2(asked, endpoint);
     let lease =
         upstream::lease(&served.shared, &served.worker, endpoint, http2, fresh).await.map_err(unsent)?;
@@ -232,7 +235,7 @@ async fn attempt(
         Some(deadline) => timeout_at(deadline, sending).await.map_err(|_| Failed {
             failure: Failure::new(Reason::ConnectTimeout, "no response in the time that its rule allows"),
             unsent: false,
-            stale: false,
+            reused: false,
             timed_out: true,
         })?,
     };
@@ -244,7 +247,7 @@ async fn attempt(
             let detail = format!("{}: {}", endpoint.workload.uid, chain(&error));
             let failure = Failure::new(Reason::UpstreamReset, detail);
             // What comes back unsent has its body, which the next attempt takes up where this one is dropped.
-            Err(Failed { failure, unsent: unsent.is_some(), stale: reused, timed_out: false })
+            Err(Failed { failure, unsent: unsent.is_some(), reused, timed_out: false })
         }
     }
 }

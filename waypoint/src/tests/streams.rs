@@ -99,3 +99,43 @@ async fn a_tcp_route_leads_elsewhere() {
     soon(accepted.read_exact(&mut heard)).await.unwrap();
     assert_eq!(&heard, b"hello");
 }
+
+/// By the server name that the client asks for; the TLS itself passes as it is.
+#[tokio::test]
+async fn a_tls_route_is_told_by_the_server_name() {
+    let (world, _app) = world(AppProtocol::Tls).await;
+    let db = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rule = proto::StreamRule { backends: vec![backend(DB, 1)] };
+    let tls = proto::Route {
+        kind: "TLSRoute".into(),
+        hostnames: vec!["*.example.org".into()],
+        stream_rules: vec![rule],
+        ..route(vec![])
+    };
+    let services = vec![web(AppProtocol::Tls), service(DB, "198.18.0.5", 80, AppProtocol::Tcp)];
+    world.know(services, vec![pod("db", db.local_addr().unwrap(), &[DB])], vec![tls]);
+    let hello = |name: &'static str| {
+        let certificate = world.authority.certificate(&identity("shop", "client"));
+        let mut config = (*culvert_identity::tls::client_config(&certificate, &[])).clone();
+        config.enable_sni = true;
+        let name = name.try_into().unwrap();
+        let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+        let mut bytes = Vec::new();
+        while connection.wants_write() {
+            connection.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    };
+    let sent = hello("db.example.org");
+    let mut tunnel = world.tunnel().await;
+    // In two parts, as networks deliver.
+    soon(tunnel.write_all(&sent[..10])).await.unwrap();
+    soon(tunnel.write_all(&sent[10..])).await.unwrap();
+    let (mut accepted, _) = soon(db.accept()).await.unwrap();
+    let mut heard = vec![0; sent.len()];
+    soon(accepted.read_exact(&mut heard)).await.unwrap();
+    assert!(heard == sent);
+    let mut tunnel = world.tunnel().await;
+    soon(tunnel.write_all(&hello("other.example.com"))).await.unwrap();
+    assert!(soon(tunnel.read_u8()).await.is_err(), "nobody's name");
+}

@@ -196,6 +196,13 @@ impl Routes {
         )
     }
 
+    /// Whether a stream's server name has to be known to tell its route.
+    #[must_use]
+    pub fn wants_server_name(&self, service: &NamespacedHostname, port: u16, client: Option<&str>) -> bool {
+        let named = |table: &Table| table.streams.iter().any(|route| !route.hostnames.is_empty());
+        self.table(service, port, client, |table| !table.streams.is_empty()).is_some_and(named)
+    }
+
     /// The consumer's own routes if it has any of this sort, else the producer's.
     fn table(
         &self,

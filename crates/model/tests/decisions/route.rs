@@ -317,6 +317,8 @@ fn streams() {
         assert_eq!(find(&table, name), expected, "{name:?}");
     }
     assert_eq!(table.kinds(&web(), 80, None), (false, true));
+    assert!(table.wants_server_name(&web(), 80, None));
+    assert!(!routes(&[stream("TCPRoute", "plain", &[])]).wants_server_name(&web(), 80, None));
     let with_tcp = routes(&[tls[0].clone(), stream("TCPRoute", "plain", &[])]);
     assert_eq!(find(&with_tcp, None), "plain");
     assert_eq!(find(&with_tcp, Some("a.example")), "one");
