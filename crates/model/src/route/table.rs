@@ -53,10 +53,13 @@ pub enum FoundStream<'a> {
     },
 }
 
+/// Routes by the names of their resources.
+type ByName = BTreeMap<Str, Arc<Route>>;
+
 /// The routes of one service.
 #[derive(Debug, Default)]
 struct Parent {
-    routes: BTreeMap<Str, Arc<Route>>,
+    routes: ByName,
     producer: Side,
     consumers: HashMap<Str, Side>,
 }
@@ -100,29 +103,20 @@ impl Routes {
     #[must_use]
     pub fn with(&self, removed: &[Str], added: Vec<Route>) -> Self {
         let mut next = self.clone();
-        let mut touched: HashMap<NamespacedHostname, BTreeMap<Str, Arc<Route>>> = HashMap::new();
-        let mut routes_of =
-            |parent: &NamespacedHostname, change: &mut dyn FnMut(&mut BTreeMap<Str, Arc<Route>>)| {
-                let routes = touched.entry(parent.clone()).or_insert_with(|| {
-                    self.by_parent.get(parent).map(|known| known.routes.clone()).unwrap_or_default()
-                });
-                change(routes);
-            };
+        let mut touched: HashMap<NamespacedHostname, ByName> = HashMap::new();
+        let of = |parent: &NamespacedHostname| -> ByName {
+            self.by_parent.get(parent).map(|known| known.routes.clone()).unwrap_or_default()
+        };
         let gone = removed.iter().chain(added.iter().map(|route| &route.resource));
         for name in gone {
             if let Some(parent) = next.parents.remove(name) {
-                routes_of(&parent, &mut |routes| {
-                    routes.remove(name);
-                });
+                touched.entry(parent).or_insert_with_key(of).remove(name);
             }
         }
         for route in added {
-            let (parent, name) = (route.parent.clone(), route.resource.clone());
-            next.parents.insert(name.clone(), parent.clone());
-            let route = Arc::new(route);
-            routes_of(&parent, &mut |routes| {
-                routes.insert(name.clone(), route.clone());
-            });
+            next.parents.insert(route.resource.clone(), route.parent.clone());
+            let routes = touched.entry(route.parent.clone()).or_insert_with_key(of);
+            routes.insert(route.resource.clone(), Arc::new(route));
         }
         for (parent, routes) in touched {
             if routes.is_empty() {
@@ -218,7 +212,7 @@ impl Routes {
 }
 
 impl Parent {
-    fn new(routes: BTreeMap<Str, Arc<Route>>) -> Self {
+    fn new(routes: ByName) -> Self {
         let side =
             |consumer: Option<&Str>| Side::new(routes.values().filter(|it| it.consumer.as_ref() == consumer));
         let names: BTreeSet<&Str> = routes.values().filter_map(|route| route.consumer.as_ref()).collect();
