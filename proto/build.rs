@@ -4,7 +4,7 @@ use prost::Message;
 
 #[allow(clippy::disallowed_methods, reason = "what cargo tells a build is in the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["workload", "authorization", "zds", "ca", "discovery", "culvert"]
+    let files = ["workload", "authorization", "zds", "ca", "discovery", "culvert", "waypoint"]
         .map(|name| format!("proto/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;

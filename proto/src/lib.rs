@@ -37,6 +37,11 @@ pub mod culvert {
     include!(concat!(env!("OUT_DIR"), "/culvert.workload.v1.rs"));
 }
 
+/// Routes and policies of a waypoint: `culvert.waypoint.v1`.
+pub mod waypoint {
+    include!(concat!(env!("OUT_DIR"), "/culvert.waypoint.v1.rs"));
+}
+
 /// Name of the extension of a service that holds a [`culvert::SessionAffinity`].
 pub const SESSION_AFFINITY_EXTENSION: &str = "culvert.dev/session-affinity";
 /// Type URL of [`culvert::SessionAffinity`].
@@ -64,3 +69,10 @@ pub const POD_EXTENSION: &str = "culvert.dev/pod";
 pub const POD_TYPE_URL: &str = "type.googleapis.com/culvert.workload.v1.Pod";
 /// Type URL of [`security::Authorization`] resources.
 pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of [`waypoint::Route`] resources.
+pub const ROUTE_TYPE_URL: &str = "type.googleapis.com/culvert.waypoint.v1.Route";
+/// Type URL of [`waypoint::Policy`] resources.
+pub const POLICY_TYPE_URL: &str = "type.googleapis.com/culvert.waypoint.v1.Policy";
+/// Key in the metadata of an xDS node: `namespace/name` of the Gateway whose waypoint asks. Such a client may ask for routes and
+/// policies of requests, and gets its own.
+pub const GATEWAY_METADATA: &str = "CULVERT_GATEWAY";
