@@ -26,6 +26,9 @@ pub enum BadAuthority {
         /// The first such character.
         character: char,
     },
+    /// What is in brackets is no IPv6 address.
+    #[error("authority {0:?} has no IPv6 address in its brackets")]
+    Address(String),
     /// What follows the last colon is no port.
     #[error("authority {0:?} has no port between 0 and 65535 after its colon")]
     Port(String),
@@ -53,8 +56,11 @@ impl Authority {
             return Err(BadAuthority::Character { text: owned(), character });
         }
         let named = host.strip_suffix('.').unwrap_or(host);
-        if named.is_empty() || bare == Some("") {
+        if named.is_empty() {
             return Err(BadAuthority::Empty(owned()));
+        }
+        if bare.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_err()) {
+            return Err(BadAuthority::Address(owned()));
         }
         Ok(Self { whole: text.to_ascii_lowercase().into(), host: named.len(), port })
     }
@@ -126,8 +132,11 @@ mod tests {
             let error = Authority::parse(text).unwrap_err();
             assert_eq!(error, BadAuthority::Character { text: text.into(), character }, "{text}");
         }
-        for text in ["", ".", ":80", "[]", "[]:1"] {
+        for text in ["", ".", ":80", ".:80"] {
             assert_eq!(Authority::parse(text), Err(BadAuthority::Empty(text.into())));
+        }
+        for text in ["[]", "[]:1", "[a]", "[1:2]", "[10.0.0.1]:80"] {
+            assert_eq!(Authority::parse(text), Err(BadAuthority::Address(text.into())));
         }
         for text in ["a:", "a:+1", "a:65536", "a:x", "a:80:"] {
             assert_eq!(Authority::parse(text), Err(BadAuthority::Port(text.into())));

@@ -126,8 +126,9 @@ fn header(name: &str, values: &[StringMatch], headers: &dyn Headers) -> Truth {
     }
     let joined = |separator: &[u8]| {
         let mut all: Vec<u8> = Vec::new();
+        let mut first = true;
         headers.each(name, &mut |value| {
-            if !all.is_empty() {
+            if !std::mem::take(&mut first) {
                 all.extend_from_slice(separator);
             }
             all.extend_from_slice(value);

@@ -1,16 +1,18 @@
 //! How namespaces and paths are compared with what a policy says.
 
+use serde::Serialize;
+
 use super::{BadPath, Template, canonical, path};
 use crate::Str;
 use crate::policy::StringMatch;
 
 /// How a namespace is compared: `*` stands for any characters anywhere, as Istio has it for namespaces alone. The pieces
 /// between the stars, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct TextPattern(Vec<Str>);
 
 /// How a path is compared. Its texts are normalised as requests are, or they would match none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum PathPattern {
     Text(StringMatch),
     Template(Template),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use super::{PathPattern, TextPattern};
 use crate::Str;
@@ -10,7 +11,7 @@ use crate::address::NamespacedHostname;
 use crate::policy::{PolicyKey, ServiceAccountMatch, StringMatch};
 
 /// One policy. Made by [`crate::wire::request::decode`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RequestPolicy {
     /// `namespace/name`.
     pub key: PolicyKey,
@@ -27,7 +28,7 @@ pub struct RequestPolicy {
 }
 
 /// What a match means (W53).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Action {
     /// Let through; once one exists, what none of them matches is refused.
     Allow,
@@ -52,7 +53,7 @@ impl Action {
 }
 
 /// What a policy is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Targets {
     /// Everything behind the waypoint.
     All,
@@ -114,7 +115,7 @@ impl PolicySet {
 }
 
 /// All three; of `from` and of `to` any one suffices, and an empty one matches everything. Of one, all conditions are required.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Rule {
     pub(crate) from: Vec<Vec<Condition>>,
     pub(crate) to: Vec<Vec<Condition>>,
@@ -122,7 +123,7 @@ pub(crate) struct Rule {
 }
 
 /// One list of values of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Condition {
     /// As the policy writes it: `not_paths`, `request.headers[x-a]`.
     pub(crate) name: Str,
@@ -132,7 +133,7 @@ pub(crate) struct Condition {
 }
 
 /// What is compared, and with which values. Never without a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Test {
     Principal(Vec<StringMatch>),
     Namespace(Vec<TextPattern>),

@@ -1,5 +1,6 @@
 //! Paths with `{*}` and `{**}` in them.
 
+use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
 use super::{BadPattern, canonical};
@@ -8,10 +9,10 @@ const ONE: &str = "{*}";
 const ANY: &str = "{**}";
 
 /// A path in which `{*}` stands for one or more characters of one segment, and `{**}` for any characters, slashes too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Template(Vec<Token>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 enum Token {
     Text(Box<str>),
     One,

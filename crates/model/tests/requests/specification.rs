@@ -224,16 +224,7 @@ impl Reader<'_> {
             if lines.is_empty() {
                 return false;
             }
-            let joined = |separator: &str| {
-                let mut text = String::new();
-                for line in &lines {
-                    if !text.is_empty() {
-                        text += separator;
-                    }
-                    text += line;
-                }
-                text
-            };
+            let joined = |separator: &str| lines.join(separator);
             let mut readings: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
             match (name, lines.len()) {
                 ("cookie", _) => readings = vec![joined("; ")],

@@ -38,6 +38,7 @@ fn a_repeated_header_is_read_line_by_line_and_joined() {
     // As one would forge it: a DENY for everyone but one does not take the line that it likes.
     assert_eq!(of("x-user", &["me", "you"])(&[], &["me"]), MAYBE);
     assert_eq!(of("x-user", &["", "me"])(&["me"], &[]), MAYBE);
+    assert_eq!(of("x-user", &["", "me"])(&[",me"], &[]), MAYBE);
     // One line is one value, whatever is in it.
     assert_eq!(of("x-user", &["guest,admin"])(&["admin"], &[]), NO);
 
