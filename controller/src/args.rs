@@ -201,6 +201,7 @@ impl Args {
         let controller = self.server_name.first().map_or("", String::as_str);
         let env = [
             ("XDS_ADDRESS", format!("https://{controller}:{}", self.listen.port())),
+            ("XDS_SERVER_NAME", controller.to_owned()),
             ("XDS_ROOT_CERT", "/var/run/secrets/istio/root-cert.pem".to_owned()),
             ("TOKEN_FILE", "/var/run/secrets/tokens/istio-token".to_owned()),
             ("TRUST_DOMAIN", self.trust_domain.clone()),
