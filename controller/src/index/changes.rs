@@ -143,13 +143,7 @@ impl Changes {
             changes.pods.extend(named(&after.objects, Kind::Pod, namespace));
             changes.entries.extend(named(&after.objects, Kind::WorkloadEntry, namespace));
         }
-        for (key, manifest) in of(&after.objects, Kind::Gateway, None) {
-            if let Object::Gateway(gateway) = &manifest.object
-                && classes.contains(&gateway.spec.gateway_class_name)
-            {
-                gateways.insert((key.namespace.clone(), key.name.clone()));
-            }
-        }
+        gateways.extend(of_classes(&classes, after));
         changes.bound_to(&gateways, after);
         if changes.routes && !changes.only_routes() && !changes.context {
             // Beside workloads a route is translated with everything that is none.
@@ -271,6 +265,18 @@ impl Changes {
         }
         part
     }
+}
+
+/// The Gateways of these classes.
+fn of_classes(classes: &BTreeSet<String>, world: &World) -> Vec<Name> {
+    let all = of(&world.objects, Kind::Gateway, None);
+    let is = |manifest: &Manifest| match &manifest.object {
+        Object::Gateway(gateway) => classes.contains(&gateway.spec.gateway_class_name),
+        _ => false,
+    };
+    all.filter(|(_, manifest)| is(manifest))
+        .map(|(key, _)| (key.namespace.clone(), key.name.clone()))
+        .collect()
 }
 
 fn keys<'a, 'b, V: 'a + 'b>(

@@ -193,8 +193,8 @@ fn check(index: &mut Index, world: &World) -> Result<(), TestCaseError> {
         after.addresses.iter().map(|(name, it)| (name.clone(), (*it.message).clone())).collect();
     let policies: BTreeMap<_, _> =
         after.policies.iter().map(|(name, it)| (name.clone(), (*it.message).clone())).collect();
-    prop_assert_eq!(addresses, whole.addresses);
-    prop_assert_eq!(policies, whole.policies);
+    prop_assert_eq!(&addresses, &whole.addresses);
+    prop_assert_eq!(&policies, &whole.policies);
     prop_assert_eq!(&after.translation.policy_status, &whole.policy_status);
     prop_assert_eq!(&after.translation.notes, &whole.notes);
     prop_assert_eq!(&after.translation.vips, &whole.vips);

@@ -162,9 +162,8 @@ impl<'a> Facts<'a> {
         if verdict.targeted {
             return self.targeted(policy, verdict);
         }
-        match verdict.reason {
-            reason @ ("UnsupportedValue" | "Invalid") => return not_taken(reason, message),
-            _ => {}
+        if let reason @ ("UnsupportedValue" | "Invalid") = verdict.reason {
+            return not_taken(reason, message);
         }
         let scope = self.scope(&policy.metadata, policy.spec.selector.as_ref());
         let as_written = verdict.reason == "Accepted";

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::backends::{From, Unresolved};
+use super::patterns;
 
 /// How often a request is tried again if a route asks for that and does not say how often.
 const ATTEMPTS: u32 = 2;
@@ -47,9 +48,13 @@ pub(super) fn route(from: &From<'_, '_>, service: (&str, &str)) -> Converted {
         .http
         .iter()
         .enumerate()
-        .map(|(index, rule)| match judge(index, &rule.faults) {
-            Some(why) => broken_rule(rule, why),
-            None => http_rule(from, of, rule, &mut unresolved),
+        .map(|(index, rule)| {
+            let faults =
+                [rule.faults.clone(), patterns::faults(&format!("spec.rules[{index}]"), rule)].concat();
+            match judge(index, &faults) {
+                Some(why) => broken_rule(rule, why),
+                None => http_rule(from, of, rule, &mut unresolved),
+            }
         })
         .collect();
     let stream_rules: Vec<proto::StreamRule> = spec
@@ -99,7 +104,7 @@ fn said<'f>(faults: impl Iterator<Item = &'f Fault>) -> Option<String> {
 fn broken_rule(rule: &HttpRule, why: String) -> proto::HttpRule {
     proto::HttpRule {
         name: rule.name.clone().unwrap_or_default(),
-        matches: rule.matches.iter().map(one_match).collect(),
+        matches: rule.matches.iter().map(|it| one_match(&patterns::without(it))).collect(),
         filters: vec![filter(FilterKind::Broken(why))],
         ..proto::HttpRule::default()
     }

@@ -18,6 +18,7 @@ use crate::index::World;
 mod backends;
 mod convert;
 mod parents;
+mod patterns;
 mod policies;
 mod rules;
 

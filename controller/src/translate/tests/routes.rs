@@ -114,11 +114,13 @@ fn a_broken_rule_answers_with_an_error() {
     use culvert_proto::waypoint::filter::Kind;
     let told = run(&all()).told();
     let partly = &told["shop/w"].routes["HTTPRoute/shop/partly/shop/v2.shop.svc.cluster.local/80"];
-    let [good, bad] = partly.http_rules.as_slice() else { panic!("{partly:?}") };
+    let [good, bad, expression] = partly.http_rules.as_slice() else { panic!("{partly:?}") };
     assert!(good.filters.is_empty() && good.backends.len() == 1);
     assert!(matches!(bad.filters[0].kind, Some(Kind::Broken(_))) && bad.backends.is_empty());
     assert_eq!(bad.matches[0].method, "", "what cannot be read matches anything");
     assert!(bad.matches[0].path.is_some());
+    assert!(matches!(expression.filters[0].kind, Some(Kind::Broken(_))));
+    assert!(expression.matches[0].path.is_none() && expression.matches[0].headers.len() == 1);
     let wholly = &told["shop/w"].routes["HTTPRoute/shop/wholly/shop/v2.shop.svc.cluster.local/0"];
     assert!(wholly.http_rules.iter().all(|rule| matches!(rule.filters[0].kind, Some(Kind::Broken(_)))));
 }
