@@ -142,6 +142,21 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{}\nspec: {{endpointSelector: {{}}}}",
             meta("o")
         ),
+        13 | 14 | 16 | 17 => gateway_api(edit),
+        15 => slice(edit),
+        6 => format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
+        ),
+        _ => format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{look}, labels: {{topology.kubernetes.io/zone: z{name}}}}}"
+        ),
+    }
+}
+
+/// Of what the Gateway API has.
+fn gateway_api(edit: &Edit) -> String {
+    let Edit { what, namespace, name, look, .. } = edit;
+    match what {
         13 => format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w{name}, namespace: {namespace}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{gatewayClassName: {}, listeners: [{{name: mesh, port: 1500{look}, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {}}}}}}}]}}\n{}",
             ["service", "workload", "all", "none"][usize::from(*look)],
@@ -153,20 +168,11 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
             if look % 2 == 0 { "workload" } else { "all" }
         ),
-        15 => slice(edit),
         16 => format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n{}\nspec: {{parentRefs: [{{group: \"\", kind: Service, name: s{look}, namespace: a}}], rules: [{{backendRefs: [{{name: s{name}, namespace: b, port: 80}}]}}]}}",
-            meta("r")
-        ),
-        17 => format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\n{}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}}], to: [{{group: \"\", kind: Service, name: s{look}}}]}}",
-            meta("g")
-        ),
-        6 => format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{name}, namespace: {namespace}}}\nspec: {{parentRefs: [{{group: \"\", kind: Service, name: s{look}, namespace: a}}], rules: [{{backendRefs: [{{name: s{name}, namespace: b, port: 80}}]}}]}}"
         ),
         _ => format!(
-            "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{look}, labels: {{topology.kubernetes.io/zone: z{name}}}}}"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g{name}, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}}], to: [{{group: \"\", kind: Service, name: s{look}}}]}}"
         ),
     }
 }

@@ -75,110 +75,114 @@ fn every_field_of_a_rule_is_read() {
     assert_eq!((mirror.share.numerator, mirror.share.denominator, mirror.target.name.as_str()), (1, 3, "m"));
 }
 
+/// A rule of an HTTPRoute, and what is said of it.
+const RULES: &[(&str, &str)] = &[
+    ("{filter: []}", "spec.rules[0].filter: unknown field"),
+    (
+        "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC}}]}",
+        "spec.rules[0].filters[0].type: is not carried out",
+    ),
+    ("{filters: [{type: New}]}", "spec.rules[0].filters[0].type: unknown value (got \"New\""),
+    ("{filters: [{type: CORS}]}", "spec.rules[0].filters[0].cors: is required"),
+    (
+        "{filters: [{type: CORS, cors: {allowOrigins: [example.com]}}]}",
+        "spec.rules[0].filters[0].cors.allowOrigins: invalid value (got \"example.com\"",
+    ),
+    (
+        "{filters: [{type: CORS, cors: {allowMethods: [GET, '*']}}]}",
+        "spec.rules[0].filters[0].cors.allowMethods: stands beside",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 305}}]}",
+        "spec.rules[0].filters[0].requestRedirect.statusCode: unknown value (got \"305\"",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: b, port: 1}]}",
+        "spec.rules[0].backendRefs: stand beside a redirect",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {}}, {type: URLRewrite, urlRewrite: {}}]}",
+        "spec.rules[0].filters: has RequestRedirect beside",
+    ),
+    (
+        "{matches: [{path: {type: Exact, value: /}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}",
+        "spec.rules[0].filters: replaces a prefix",
+    ),
+    (
+        "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: b}, percent: 101}}]}",
+        "spec.rules[0].filters[0].requestMirror: is no part of one (got \"101/100\"",
+    ),
+    (
+        "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: c}]}}]}",
+        "spec.rules[0].filters[0].requestHeaderModifier.set[0].name: invalid value (got \"a b\"",
+    ),
+    (
+        "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\r\\nc: d\"}]}}]}",
+        "spec.rules[0].filters[0].requestHeaderModifier.set[0].value: invalid value",
+    ),
+    (
+        "{backendRefs: [{name: b, port: 80, weight: 1000001}]}",
+        "spec.rules[0].backendRefs[0].weight: invalid value",
+    ),
+    ("{backendRefs: [{name: b, port: 80, wait: 1}]}", "spec.rules[0].backendRefs[0].wait: unknown field"),
+    (
+        "{backendRefs: [{name: b/c, port: 80}]}",
+        "spec.rules[0].backendRefs[0].name: invalid name (got \"b/c\"",
+    ),
+    (
+        "{backendRefs: [{name: b, namespace: a.b, port: 80}]}",
+        "spec.rules[0].backendRefs[0].namespace: invalid name",
+    ),
+    ("{timeouts: {request: 10}}", "spec.rules[0].timeouts.request: wrong type"),
+    ("{timeouts: {request: 1s, backendRequest: 2s}}", "spec.rules[0].timeouts.backendRequest: is longer"),
+    ("{retry: {codes: [302]}}", "spec.rules[0].retry.codes: invalid value (got \"302\""),
+    (
+        "{sessionPersistence: {cookie: {lifetimeType: Permanent}}}",
+        "spec.rules[0].sessionPersistence.absoluteTimeout: is required",
+    ),
+    ("{matches: [{path: {value: a}}]}", "spec.rules[0].matches[0].path.value: invalid value (got \"a\""),
+    ("{matches: [{path: {type: Suffix, value: /a}}]}", "spec.rules[0].matches[0].path.type: unknown"),
+    ("{matches: [{method: get}]}", "spec.rules[0].matches[0].method: unknown value (got \"get\""),
+    ("{matches: [{cookies: []}]}", "spec.rules[0].matches[0].cookies: unknown field"),
+    ("{name: A}", "spec.rules[0].name: invalid name"),
+];
+
+/// A kind, its `spec`, and what is said of it.
+const SPECS: &[(&str, &str, &str)] = &[
+    ("HTTPRoute", "{useDefaultGateways: All}", "spec.useDefaultGateways: unknown field"),
+    ("HTTPRoute", "{parentRefs: [{name: a/b}]}", "spec.parentRefs[0].name: invalid name"),
+    ("HTTPRoute", "{hostnames: ['*']}", "spec.hostnames[0]: invalid value"),
+    ("HTTPRoute", "{rules: {}}", "spec.rules: is no list"),
+    ("TCPRoute", "{rules: [{}]}", "spec.rules[0].backendRefs: is required"),
+    (
+        "TCPRoute",
+        "{rules: [{backendRefs: [{name: b, port: 1, filters: []}]}]}",
+        "spec.rules[0].backendRefs[0].filters: unknown field",
+    ),
+    ("GRPCRoute", "{rules: [{timeouts: {request: 1s}}]}", "spec.rules[0].timeouts: unknown field"),
+    (
+        "GRPCRoute",
+        "{rules: [{filters: [{type: CORS, cors: {}}]}]}",
+        "spec.rules[0].filters[0].type: is no filter of a GRPCRoute",
+    ),
+    (
+        "GRPCRoute",
+        "{rules: [{matches: [{method: {service: a/b}}]}]}",
+        "spec.rules[0].matches[0].method.service: invalid value",
+    ),
+    ("GRPCRoute", "{rules: [{matches: [{method: {}}]}]}", "spec.rules[0].matches[0].method: has neither"),
+];
+
 /// Nothing is dropped: whatever is not known, or out of range, is a fault of its rule, with field, value and what would be right.
 #[test]
 fn what_does_not_fit_breaks_its_rule_and_no_other() {
-    let table = [
-        ("{filter: []}", "spec.rules[0].filter: unknown field"),
-        (
-            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC}}]}",
-            "spec.rules[0].filters[0].type: is not carried out",
-        ),
-        ("{filters: [{type: New}]}", "spec.rules[0].filters[0].type: unknown value (got \"New\""),
-        ("{filters: [{type: CORS}]}", "spec.rules[0].filters[0].cors: is required"),
-        (
-            "{filters: [{type: CORS, cors: {allowOrigins: [example.com]}}]}",
-            "spec.rules[0].filters[0].cors.allowOrigins: invalid value (got \"example.com\"",
-        ),
-        (
-            "{filters: [{type: CORS, cors: {allowMethods: [GET, '*']}}]}",
-            "spec.rules[0].filters[0].cors.allowMethods: stands beside",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 305}}]}",
-            "spec.rules[0].filters[0].requestRedirect.statusCode: unknown value (got \"305\"",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: b, port: 1}]}",
-            "spec.rules[0].backendRefs: stand beside a redirect",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {}}, {type: URLRewrite, urlRewrite: {}}]}",
-            "spec.rules[0].filters: has RequestRedirect beside",
-        ),
-        (
-            "{matches: [{path: {type: Exact, value: /}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}",
-            "spec.rules[0].filters: replaces a prefix",
-        ),
-        (
-            "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: b}, percent: 101}}]}",
-            "spec.rules[0].filters[0].requestMirror: is no part of one (got \"101/100\"",
-        ),
-        (
-            "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: c}]}}]}",
-            "spec.rules[0].filters[0].requestHeaderModifier.set[0].name: invalid value (got \"a b\"",
-        ),
-        (
-            "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\r\\nc: d\"}]}}]}",
-            "spec.rules[0].filters[0].requestHeaderModifier.set[0].value: invalid value",
-        ),
-        (
-            "{backendRefs: [{name: b, port: 80, weight: 1000001}]}",
-            "spec.rules[0].backendRefs[0].weight: invalid value",
-        ),
-        ("{backendRefs: [{name: b, port: 80, wait: 1}]}", "spec.rules[0].backendRefs[0].wait: unknown field"),
-        (
-            "{backendRefs: [{name: b/c, port: 80}]}",
-            "spec.rules[0].backendRefs[0].name: invalid name (got \"b/c\"",
-        ),
-        (
-            "{backendRefs: [{name: b, namespace: a.b, port: 80}]}",
-            "spec.rules[0].backendRefs[0].namespace: invalid name",
-        ),
-        ("{timeouts: {request: 10}}", "spec.rules[0].timeouts.request: wrong type"),
-        ("{timeouts: {request: 1s, backendRequest: 2s}}", "spec.rules[0].timeouts.backendRequest: is longer"),
-        ("{retry: {codes: [302]}}", "spec.rules[0].retry.codes: invalid value (got \"302\""),
-        (
-            "{sessionPersistence: {cookie: {lifetimeType: Permanent}}}",
-            "spec.rules[0].sessionPersistence.absoluteTimeout: is required",
-        ),
-        ("{matches: [{path: {value: a}}]}", "spec.rules[0].matches[0].path.value: invalid value (got \"a\""),
-        ("{matches: [{path: {type: Suffix, value: /a}}]}", "spec.rules[0].matches[0].path.type: unknown"),
-        ("{matches: [{method: get}]}", "spec.rules[0].matches[0].method: unknown value (got \"get\""),
-        ("{matches: [{cookies: []}]}", "spec.rules[0].matches[0].cookies: unknown field"),
-        ("{name: A}", "spec.rules[0].name: invalid name"),
-    ];
-    for (rule, expected) in table {
+    for (rule, expected) in RULES {
         let said = faults("HTTPRoute", &format!("{{rules: [{rule}, {{}}]}}"));
         assert!(said.len() == 1 && said[0].starts_with(expected), "{rule}: {said:?}");
         let read = route("HTTPRoute", &format!("{{rules: [{rule}, {{}}]}}"));
         assert!(read.spec.http[1].faults.is_empty() && read.spec.faults.is_empty(), "{rule}");
     }
-    let whole = [
-        ("HTTPRoute", "{useDefaultGateways: All}", "spec.useDefaultGateways: unknown field"),
-        ("HTTPRoute", "{parentRefs: [{name: a/b}]}", "spec.parentRefs[0].name: invalid name"),
-        ("HTTPRoute", "{hostnames: ['*']}", "spec.hostnames[0]: invalid value"),
-        ("HTTPRoute", "{rules: {}}", "spec.rules: is no list"),
-        ("TCPRoute", "{rules: [{}]}", "spec.rules[0].backendRefs: is required"),
-        (
-            "TCPRoute",
-            "{rules: [{backendRefs: [{name: b, port: 1, filters: []}]}]}",
-            "spec.rules[0].backendRefs[0].filters: unknown field",
-        ),
-        ("GRPCRoute", "{rules: [{timeouts: {request: 1s}}]}", "spec.rules[0].timeouts: unknown field"),
-        (
-            "GRPCRoute",
-            "{rules: [{filters: [{type: CORS, cors: {}}]}]}",
-            "spec.rules[0].filters[0].type: is no filter of a GRPCRoute",
-        ),
-        (
-            "GRPCRoute",
-            "{rules: [{matches: [{method: {service: a/b}}]}]}",
-            "spec.rules[0].matches[0].method.service: invalid value",
-        ),
-        ("GRPCRoute", "{rules: [{matches: [{method: {}}]}]}", "spec.rules[0].matches[0].method: has neither"),
-    ];
-    for (kind, spec, expected) in whole {
+    for (kind, spec, expected) in SPECS {
         let said = faults(kind, spec);
         assert!(said.len() == 1 && said[0].starts_with(expected), "{kind} {spec}: {said:?}");
     }
