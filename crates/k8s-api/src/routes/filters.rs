@@ -4,7 +4,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::ObjectRef;
-use super::read::{ONE_IN, RawRef};
+use super::raw::RawRef;
+use super::read::ONE_IN;
 use super::values::{HeaderName, HeaderValue, HostName, ReplacementPath};
 use crate::values::Port;
 

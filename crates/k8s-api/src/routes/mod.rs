@@ -9,8 +9,11 @@ use serde::Serialize;
 use crate::meta::ObjectMeta;
 use crate::values::Port;
 
+mod again;
 mod filters;
 mod grant;
+mod matches;
+mod raw;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -1,24 +1,23 @@
 //! From a document to a route. Reading never fails: what does not fit is a [`Fault`] of the rule that it stands in.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::filters::{self, PathChange};
-use super::values::{HeaderName, Millis, Pattern, is_path, is_value};
+use super::raw::{RawParent, RawRef, RawTimeouts};
+use super::values::Millis;
 use super::{
-    BackendRef, Fault, Filter, HttpMatch, HttpRule, ObjectRef, ParentRef, PathMatch, Retry, Route, RouteSpec,
-    RouteType, SessionBy, SessionPersistence, StreamRule, TextMatch, ValueMatch,
+    BackendRef, Fault, Filter, HttpRule, ParentRef, PathMatch, Route, RouteSpec, RouteType, StreamRule,
 };
 use crate::manifest::de::{Nulls, from_node};
 use crate::manifest::tree::{Node, Value, path_key};
 use crate::meta::ObjectMeta;
-use crate::values::{Port, is_dns_label, is_dns_subdomain};
+use crate::values::{is_dns_label, is_dns_subdomain};
 
 /// Bounds of lists, as the Gateway API has them: a route costs whoever carries it out no more than they allow.
 const RULES: usize = 16;
 const MATCHES: usize = 64;
 const PARENTS: usize = 32;
-const FEW: usize = 16;
+pub(super) const FEW: usize = 16;
 pub(super) const ONE_IN: usize = 64;
 const HOSTS: usize = 1024;
 const MAX_WEIGHT: u32 = 1_000_000;
@@ -36,146 +35,8 @@ pub(crate) fn read(of: RouteType, metadata: ObjectMeta, document: &Node) -> Rout
 }
 
 #[derive(Default)]
-struct Reader {
+pub(super) struct Reader {
     faults: Vec<Fault>,
-}
-
-/// A reference, as it is written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawRef {
-    group: Option<String>,
-    kind: Option<String>,
-    namespace: Option<String>,
-    name: String,
-    port: Option<Port>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawParent {
-    group: Option<String>,
-    kind: Option<String>,
-    namespace: Option<String>,
-    name: String,
-    section_name: Option<String>,
-    port: Option<Port>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawValue {
-    #[serde(rename = "type", default)]
-    type_: Matching,
-    name: HeaderName,
-    value: String,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-enum Matching {
-    #[default]
-    Exact,
-    RegularExpression,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPathMatch {
-    #[serde(rename = "type", default)]
-    type_: PathMatching,
-    #[serde(default = "root")]
-    value: String,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-enum PathMatching {
-    Exact,
-    #[default]
-    PathPrefix,
-    RegularExpression,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawMethod {
-    #[serde(rename = "type", default)]
-    type_: Matching,
-    service: Option<String>,
-    method: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct RawTimeouts {
-    request: Option<Millis>,
-    backend_request: Option<Millis>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawRetry {
-    codes: Vec<u16>,
-    attempts: Option<u32>,
-    backoff: Option<Millis>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct RawSession {
-    #[serde(rename = "type")]
-    type_: RawSessionType,
-    absolute_timeout: Option<Millis>,
-    idle_timeout: Option<Millis>,
-    session_name: Option<HeaderName>,
-    cookie: Option<RawCookie>,
-    header: Option<RawSessionHeader>,
-    #[serde(rename = "cookieConfig")]
-    cookie_config: Option<RawCookie>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
-enum RawSessionType {
-    #[default]
-    Cookie,
-    Header,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct RawCookie {
-    lifetime_type: RawLifetime,
-    name: Option<HeaderName>,
-    path: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSessionHeader {
-    name: HeaderName,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
-enum RawLifetime {
-    Permanent,
-    #[default]
-    Session,
-}
-
-fn root() -> String {
-    "/".to_owned()
-}
-
-impl RawRef {
-    /// `kind` if none is written.
-    pub fn object(self, kind: &str) -> ObjectRef {
-        ObjectRef {
-            group: self.group.unwrap_or_default(),
-            kind: self.kind.unwrap_or_else(|| kind.to_owned()),
-            namespace: self.namespace,
-            name: self.name,
-            port: self.port,
-        }
-    }
 }
 
 impl Reader {
@@ -327,102 +188,6 @@ impl Reader {
         }
     }
 
-    /// Part by part: what cannot be read is left out, so that the match is wider.
-    fn http_match(&mut self, path: &str, node: &Node) -> HttpMatch {
-        self.known(path, node, &["path", "method", "headers", "queryParams"]);
-        HttpMatch {
-            path: node.get("path").and_then(|node| self.path_match(&format!("{path}.path"), node)),
-            method: node.get("method").and_then(|node| self.method(&format!("{path}.method"), node)),
-            headers: self.values(path, "headers", node),
-            query_params: self.values(path, "queryParams", node),
-        }
-    }
-
-    fn grpc_match(&mut self, path: &str, node: &Node) -> HttpMatch {
-        self.known(path, node, &["method", "headers"]);
-        let at = format!("{path}.method");
-        let method = node.get("method").and_then(|node| self.grpc_method(&at, node));
-        HttpMatch { path: method, headers: self.values(path, "headers", node), ..HttpMatch::default() }
-    }
-
-    fn grpc_method(&mut self, path: &str, node: &Node) -> Option<PathMatch> {
-        let raw = self.take::<RawMethod>(path, node)?;
-        let regex = matches!(raw.type_, Matching::RegularExpression);
-        // A name of protobuf's, with its package: `/` would reach into the other part.
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
-        let given = [("service", &raw.service), ("method", &raw.method)];
-        for (field, value) in given {
-            let Some(value) = value else { continue };
-            if value.is_empty() || value.len() > 1024 || !regex && !plain(value) {
-                let expected = "at most 1024 letters, digits, _ and .";
-                self.wrong(node, &format!("{path}.{field}"), value, "invalid value", expected);
-                return None;
-            }
-        }
-        if raw.service.is_none() && raw.method.is_none() {
-            self.wrong(node, path, "", "has neither service nor method", "at least one");
-            return None;
-        }
-        Some(PathMatch::Grpc { service: raw.service, method: raw.method, regex })
-    }
-
-    fn path_match(&mut self, path: &str, node: &Node) -> Option<PathMatch> {
-        let raw = self.take::<RawPathMatch>(path, node)?;
-        let regex = matches!(raw.type_, PathMatching::RegularExpression);
-        let good = if regex { !raw.value.is_empty() && raw.value.len() <= 1024 } else { is_path(&raw.value) };
-        if !good {
-            let expected = if regex {
-                "a regular expression of at most 1024 characters"
-            } else {
-                "a path that begins with /, without // and parts of dots"
-            };
-            self.wrong(node, &format!("{path}.value"), &raw.value, "invalid value", expected);
-            return None;
-        }
-        Some(match raw.type_ {
-            PathMatching::Exact => PathMatch::Exact(raw.value),
-            PathMatching::PathPrefix => PathMatch::Prefix(raw.value),
-            PathMatching::RegularExpression => PathMatch::Regex(Pattern(raw.value)),
-        })
-    }
-
-    fn method(&mut self, path: &str, node: &Node) -> Option<String> {
-        const METHODS: [&str; 9] =
-            ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-        let method = self.take::<String>(path, node)?;
-        if METHODS.contains(&method.as_str()) {
-            return Some(method);
-        }
-        self.wrong(node, path, &method, "unknown value", &format!("one of {}", METHODS.join(", ")));
-        None
-    }
-
-    fn values(&mut self, path: &str, field: &str, node: &Node) -> Vec<ValueMatch> {
-        let list = self.list(&format!("{path}.{field}"), node.get(field), FEW);
-        let mut all: Vec<ValueMatch> = Vec::new();
-        for (path, node) in list {
-            let Some(raw) = self.take::<RawValue>(&path, node) else { continue };
-            let header = field == "headers";
-            // Of several with one name the first counts: that is what the Gateway API says.
-            let same =
-                |name: &str| if header { name.eq_ignore_ascii_case(&raw.name.0) } else { name == raw.name.0 };
-            if all.iter().any(|it| same(&it.name)) {
-                continue;
-            }
-            let (regex, text) = (matches!(raw.type_, Matching::RegularExpression), raw.value);
-            let good =
-                if header && !regex { is_value(&text) } else { !text.is_empty() && text.len() <= 4096 };
-            if good {
-                let value = if regex { TextMatch::Regex(Pattern(text)) } else { TextMatch::Exact(text) };
-                all.push(ValueMatch { name: raw.name.0, value });
-            } else {
-                let expected = "1 to 4096 printable characters, no blank at either end";
-                self.wrong(node, &format!("{path}.value"), &text, "invalid value", expected);
-            }
-        }
-        all
-    }
-
     fn filters(&mut self, of: RouteType, path: &str, node: Option<&Node>) -> Vec<Filter> {
         let mut all = Vec::new();
         for (path, node) in self.list(path, node, FEW) {
@@ -472,54 +237,6 @@ impl Reader {
         all
     }
 
-    fn retry(&mut self, path: &str, node: &Node) -> Option<Retry> {
-        let raw = self.take::<RawRetry>(path, node)?;
-        if let Some(bad) = raw.codes.iter().find(|code| !(400..600).contains(*code)) {
-            self.wrong(node, &format!("{path}.codes"), &bad.to_string(), "invalid value", "400 to 599");
-        }
-        if raw.codes.len() > 200 {
-            self.wrong(node, &format!("{path}.codes"), "", "has more than 200", "");
-        }
-        // More than that is no retry but a load of its own.
-        if let Some(bad) = raw.attempts.filter(|attempts| *attempts > 100) {
-            self.wrong(node, &format!("{path}.attempts"), &bad.to_string(), "invalid value", "at most 100");
-        }
-        Some(Retry { codes: raw.codes, attempts: raw.attempts, backoff: raw.backoff })
-    }
-
-    fn session(&mut self, path: &str, node: &Node) -> Option<SessionPersistence> {
-        let raw = self.take::<RawSession>(path, node)?;
-        let header = raw.type_ == RawSessionType::Header;
-        let cookie = raw.cookie.or(raw.cookie_config).unwrap_or_default();
-        if cookie.path.as_deref().is_some_and(|it| it != "/") {
-            let reason = "is not carried out: the cookie is for every path";
-            self.wrong(
-                node,
-                &format!("{path}.cookie.path"),
-                cookie.path.as_deref().unwrap_or_default(),
-                reason,
-                "/",
-            );
-        }
-        let permanent = cookie.lifetime_type == RawLifetime::Permanent;
-        if permanent && raw.absolute_timeout.is_none() {
-            let field = format!("{path}.absoluteTimeout");
-            self.wrong(node, &field, "", "is required with a permanent cookie", "a time");
-        }
-        let name = if header { raw.header.map(|it| it.name) } else { cookie.name };
-        let name = name.or(raw.session_name).map(|it| it.0);
-        if header && name.is_none() {
-            self.wrong(node, &format!("{path}.header"), "", "is required with type Header", "a name");
-        }
-        Some(SessionPersistence {
-            by: if header { SessionBy::Header } else { SessionBy::Cookie },
-            name: name.unwrap_or_default(),
-            absolute_timeout: raw.absolute_timeout,
-            idle_timeout: raw.idle_timeout,
-            permanent,
-        })
-    }
-
     /// Whether these can be names at all: they become part of a host name and of a resource's name.
     fn named(&mut self, path: &str, node: &Node, name: &str, namespace: Option<&str>) -> bool {
         let good = is_dns_subdomain(name);
@@ -540,7 +257,7 @@ impl Reader {
         good && of_namespace
     }
 
-    fn take<T: DeserializeOwned>(&mut self, path: &str, node: &Node) -> Option<T> {
+    pub fn take<T: DeserializeOwned>(&mut self, path: &str, node: &Node) -> Option<T> {
         match from_node(node, Nulls::Absent) {
             Ok(read) => Some(read),
             Err(error) => {
@@ -558,7 +275,7 @@ impl Reader {
         }
     }
 
-    fn known(&mut self, path: &str, node: &Node, known: &[&str]) {
+    pub fn known(&mut self, path: &str, node: &Node, known: &[&str]) {
         let Value::Map(entries) = &node.value else {
             return self.wrong(node, path, "", "is no map", "a map");
         };
@@ -571,7 +288,7 @@ impl Reader {
     }
 
     /// The items of a list with their paths, at most `most` of them.
-    fn list<'n>(&mut self, path: &str, node: Option<&'n Node>, most: usize) -> Vec<(String, &'n Node)> {
+    pub fn list<'n>(&mut self, path: &str, node: Option<&'n Node>, most: usize) -> Vec<(String, &'n Node)> {
         let Some(node) = node else { return Vec::new() };
         let items = match &node.value {
             Value::Seq(items) => items.as_slice(),
@@ -588,7 +305,7 @@ impl Reader {
         items.iter().take(most).enumerate().map(item).collect()
     }
 
-    fn wrong(&mut self, node: &Node, field: &str, value: &str, reason: &str, expected: &str) {
+    pub fn wrong(&mut self, node: &Node, field: &str, value: &str, reason: &str, expected: &str) {
         self.faults.push(Fault {
             line: node.line,
             field: field.to_owned(),
