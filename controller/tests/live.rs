@@ -310,7 +310,7 @@ metadata: {name: l7, namespace: shop}
 spec: {targetRefs: [{kind: Service, group: "", name: echo}], rules: [{to: [{operation: {methods: [GET]}}]}]}
 "#;
 
-/// A waypoint has its own routes and policies, and nobody else does: neither a node's proxy, nor one that says it is that waypoint.
+/// D14, D15. A waypoint has its own routes and policies, and nobody else does: neither a node's proxy, nor one that says it is that waypoint.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waypoint_gets_what_it_carries_out() {
     let world = World::new();

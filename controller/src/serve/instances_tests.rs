@@ -80,7 +80,7 @@ fn own(node: &str, namespace: &str, pod: &str) -> Caller {
     Caller { node: NodeName::from(node), grant }
 }
 
-/// Of whom a stream is asked for, and as what.
+/// D15. Of whom a stream is asked for, and as what.
 #[test]
 fn a_pod_is_admitted_as_the_waypoint_that_it_is() {
     let running = Arc::new(world(Phase::Running));

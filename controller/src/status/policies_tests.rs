@@ -200,7 +200,7 @@ fn a_policy_for_a_waypoint_says_what_is_missing() {
     of("web", "AncestorNotBound", "Gateway shop/web is no waypoint of this mesh");
 }
 
-/// W27, W58: who enforces it, and whether that is there.
+/// D45, W27, W58: who enforces it, and whether that is there.
 #[test]
 fn a_policy_that_a_waypoint_has_says_which() {
     let mut cluster = Cluster::new();

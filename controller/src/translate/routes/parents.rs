@@ -79,11 +79,11 @@ pub(super) fn route_all(view: &View<'_>) -> Routed {
         let said = status(it, &converted, effective.is_empty());
         routed.status.entry(name_of(it.route)).or_default().push(said);
     }
-    for (name, statuses) in &mut routed.status {
-        let order = view.routes.iter().find(|route| name_of(route) == *name).map(|route| &route.spec.parents);
-        statuses.sort_by_key(|it| {
-            order.and_then(|parents| parents.iter().position(|parent| *parent == it.parent))
-        });
+    // Those that were refused were found first: in the order in which the route has them.
+    for route in &view.routes {
+        if let Some(statuses) = routed.status.get_mut(&name_of(route)) {
+            statuses.sort_by_key(|it| route.spec.parents.iter().position(|parent| *parent == it.parent));
+        }
     }
     routed
 }

@@ -33,6 +33,9 @@ struct Scope {
 /// Converts every policy with targets, and says what became of it.
 pub(super) fn convert_all(view: &View<'_>, status: &mut [PolicyStatus]) -> Targeted {
     let mut targeted = Targeted::new();
+    let with_targets = status.iter_mut().filter(|it| it.targeted);
+    let mut said: BTreeMap<(String, String), &mut PolicyStatus> =
+        with_targets.map(|it| ((it.namespace.clone(), it.name.clone()), it)).collect();
     for policy in view.policies.values() {
         let spec = &policy.spec;
         if spec.target_ref.is_none() && spec.target_refs.is_empty() {
@@ -51,10 +54,7 @@ pub(super) fn convert_all(view: &View<'_>, status: &mut [PolicyStatus]) -> Targe
             let message = Arc::new(message(policy, scope));
             targeted.entry(gateway.clone()).or_default().insert(name, message);
         }
-        let of = |it: &&mut PolicyStatus| {
-            it.kind == "AuthorizationPolicy" && it.namespace == meta.namespace && it.name == meta.name
-        };
-        if let Some(status) = status.iter_mut().find(of) {
+        if let Some(status) = said.get_mut(&(meta.namespace.clone(), meta.name.clone())) {
             say(status, scopes.into_keys().collect(), &problems);
         }
     }
