@@ -124,3 +124,75 @@ fn a_broken_rule_answers_with_an_error() {
     let wholly = &told["shop/w"].routes["HTTPRoute/shop/wholly/shop/v2.shop.svc.cluster.local/0"];
     assert!(wholly.http_rules.iter().all(|rule| matches!(rule.filters[0].kind, Some(Kind::Broken(_)))));
 }
+
+/// One route: its kind (an index), whether it is a consumer's, and its port.
+type Wish = (usize, bool, Option<u32>);
+
+const ORDER: [&str; 4] = ["GRPCRoute", "HTTPRoute", "TLSRoute", "TCPRoute"];
+const PORTS: [u32; 3] = [80, 8080, 7070];
+
+fn wished(wishes: &[Wish]) -> World {
+    let mut text = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: shop}\nspec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop, labels: {istio.io/use-waypoint: w}}\nspec: {clusterIP: 198.18.128.1, ports: [{name: a, port: 80}, {name: b, port: 8080}, {name: c, port: 7070}]}\n".to_owned();
+    for (index, (kind, consumer, port)) in wishes.iter().enumerate() {
+        let namespace = if *consumer { "web" } else { "shop" };
+        let port = port.map(|port| format!(", port: {port}")).unwrap_or_default();
+        let hosts = if ORDER[*kind] == "TLSRoute" { "hostnames: [a.example], " } else { "" };
+        text += &format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {}\nmetadata: {{name: r{index}, namespace: {namespace}}}\nspec: {{{hosts}parentRefs: [{{group: \"\", kind: Service, name: s, namespace: shop{port}}}], rules: [{{backendRefs: [{{name: s, namespace: shop, port: 80}}]}}]}}\n",
+            ORDER[*kind]
+        );
+    }
+    world(&text)
+}
+
+proptest! {
+    /// GEP-1294, said of each port by itself: of the routes that are for it, or for every port, those of the first kind count, for
+    /// producers and consumers apart. A waypoint that takes what names a port, and where nothing does what names none, comes to the
+    /// same; and who counts nowhere is told so.
+    #[test]
+    fn at_each_port_the_right_routes_count(
+        wishes in prop::collection::vec(
+            (0_usize..4, any::<bool>(), prop::option::of(prop::sample::select(PORTS.to_vec()))), 0..7,
+        )
+    ) {
+        let translation = run(&wished(&wishes));
+        let told = translation.told();
+        let messages: Vec<_> = told.get("shop/w").into_iter().flat_map(|it| it.routes.values()).collect();
+        let mut counts = vec![false; wishes.len()];
+        for port in PORTS {
+            let named = messages.iter().any(|it| it.port == port);
+            for consumer in [false, true] {
+                let mut got: Vec<&str> = messages
+                    .iter()
+                    .filter(|it| it.port == if named { port } else { 0 })
+                    .filter(|it| it.consumer_namespace.is_empty() != consumer)
+                    .map(|it| it.name.as_str())
+                    .collect();
+                got.sort_unstable();
+                let here = |wish: &&(usize, &Wish)| {
+                    let (_, of, at) = *wish.1;
+                    of == consumer && at.is_none_or(|at| at == port)
+                };
+                let all: Vec<(usize, &Wish)> = wishes.iter().enumerate().collect();
+                let first = all.iter().filter(here).map(|(_, wish)| wish.0).min();
+                let mut expected = Vec::new();
+                for (index, _) in all.iter().filter(here).filter(|(_, wish)| Some(wish.0) == first) {
+                    counts[*index] = true;
+                    expected.push(format!("r{index}"));
+                }
+                prop_assert_eq!(got, expected, "{} {}", port, consumer);
+            }
+        }
+        // The port of no route's own stands for those that the service may get later.
+        for (index, (kind, consumer, port)) in wishes.iter().enumerate() {
+            let before = |other: &Wish| other.1 == *consumer && other.2.is_none() && other.0 < *kind;
+            counts[index] |= port.is_none() && !wishes.iter().any(before);
+            let namespace = if *consumer { "web" } else { "shop" };
+            let status = translation.routed.status.iter().find(|((of, in_namespace, name), _)| {
+                of.kind() == ORDER[*kind] && in_namespace == namespace && *name == format!("r{index}")
+            });
+            let accepted = &status.unwrap().1[0].accepted;
+            prop_assert_eq!(accepted.is, counts[index], "{} {:?}", index, accepted);
+        }
+    }
+}
