@@ -59,7 +59,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
     pub server_name: Vec<String>,
     /// With --source kubernetes, whose pods may have the certificates of all pods on their node, and configuration:
-    /// NAMESPACE/SERVICEACCOUNT. Any other pod may have its own certificate only.
+    /// NAMESPACE/SERVICEACCOUNT. Any other pod may have its own certificate only, and that of a waypoint also what its Gateway's
+    /// waypoint is told.
     #[arg(
         long,
         env = "TRUSTED_PROXIES",

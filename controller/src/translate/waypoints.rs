@@ -196,6 +196,12 @@ impl View<'_> {
         asked(&meta.labels, self.namespace_labels(namespace), namespace).map(|(home, name, _)| (home, name))
     }
 
+    /// Whether there is somebody at a Gateway, given as `namespace/name`.
+    pub(super) fn is_programmed(&self, gateway: &str) -> bool {
+        let gateway = gateway.split_once('/').and_then(|key| self.gateways.gateways.get(&key));
+        gateway.is_some_and(|it| it.status.programmed)
+    }
+
     /// Whose a Gateway is.
     pub(super) fn owner(&self, gateway: &Gateway) -> Owner {
         let class = gateway.spec.gateway_class_name.as_str();

@@ -76,7 +76,7 @@ pub(super) fn route_all(view: &View<'_>) -> Routed {
                     .insert(resource(&message), Arc::clone(&message));
             }
         }
-        let said = status(it, &converted, effective.is_empty());
+        let said = status(view, it, &converted, effective.is_empty());
         routed.status.entry(name_of(it.route)).or_default().push(said);
     }
     // Those that were refused were found first: in the order in which the route has them.
@@ -220,12 +220,18 @@ fn resource(route: &proto::Route) -> String {
     format!("{kind}/{namespace}/{name}/{service_namespace}/{service_hostname}/{port}")
 }
 
-fn status(it: &Attached<'_>, converted: &Converted, shadowed: bool) -> ParentStatus {
+fn status(view: &View<'_>, it: &Attached<'_>, converted: &Converted, shadowed: bool) -> ParentStatus {
     let who = if it.gateways.is_empty() {
         "no waypoint of this mesh serves it, so nothing carries the route out".to_owned()
     } else {
         let all: Vec<&str> = it.gateways.iter().map(String::as_str).collect();
-        format!("carried out by waypoint {}", all.join(", "))
+        let waiting: Vec<&str> = all.iter().copied().filter(|it| !view.is_programmed(it)).collect();
+        let more = if waiting.is_empty() {
+            String::new()
+        } else {
+            format!("; not programmed yet: {}", waiting.join(", "))
+        };
+        format!("carried out by waypoint {}{more}", all.join(", "))
     };
     let (broken, rules) = (&converted.broken, converted.rules);
     let faults = || {
