@@ -16,7 +16,6 @@ use culvert_runtime::metrics::Metrics;
 use culvert_runtime::readiness::{self, Readiness};
 use culvert_runtime::tasks::Tasks;
 use culvert_runtime::telemetry::FilterHandle;
-use culvert_xds::resources::ResourceSet;
 use culvert_xds::server::{DeltaServer, Limits};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -33,6 +32,7 @@ use crate::metrics::ControllerMetrics;
 use crate::provision::run::Provisioner;
 use crate::serve::authenticate::{Streams, Tokens};
 use crate::serve::identities::Running;
+use crate::serve::views::Publisher;
 use crate::serve::{admin, listener, proxies};
 use crate::sources::Source;
 use crate::sources::directory::Directory;
@@ -89,7 +89,7 @@ struct Waiting {
 struct Unfed {
     index: Index,
     published: watch::Sender<Arc<Snapshot>>,
-    sets: watch::Sender<Arc<ResourceSet>>,
+    served: Publisher,
     metrics: ControllerMetrics,
 }
 
@@ -98,7 +98,7 @@ struct Writer {
     source: Source,
     index: Index,
     published: watch::Sender<Arc<Snapshot>>,
-    sets: watch::Sender<Arc<ResourceSet>>,
+    served: Publisher,
     metrics: ControllerMetrics,
     reported: BTreeSet<FileError>,
 }
@@ -147,15 +147,19 @@ impl Opening {
         let mut writer = writer.fed(source);
         writer.first(&waiting.lists).await?;
         waiting.lists.done();
-        let (snapshots, sets) = (writer.published.subscribe(), writer.sets.subscribe());
+        let (snapshots, views) = (writer.published.subscribe(), writer.served.views());
 
         let serving =
             Serving::new(authority.clone(), args.server_name.clone()).context("serving certificate")?;
         let serving = Arc::new(serving);
         let limits = Limits::default();
         let xds = DeltaServer::new(
-            sets,
-            Streams(authenticator.clone()),
+            views,
+            Streams {
+                authenticator: authenticator.clone(),
+                snapshots: snapshots.clone(),
+                compat: args.compat,
+            },
             writer.metrics.clone(),
             limits,
             tasks.clone(),
@@ -223,15 +227,15 @@ impl Unfed {
         let current = index.current();
         Self {
             published: watch::Sender::new(current.clone()),
-            sets: watch::Sender::new(current.set.clone()),
+            served: Publisher::new(current),
             index,
             metrics: ControllerMetrics::register(metrics),
         }
     }
 
     fn fed(self, source: Source) -> Writer {
-        let Self { index, published, sets, metrics } = self;
-        Writer { source, index, published, sets, metrics, reported: BTreeSet::new() }
+        let Self { index, published, served, metrics } = self;
+        Writer { source, index, published, served, metrics, reported: BTreeSet::new() }
     }
 }
 
@@ -287,7 +291,7 @@ impl Writer {
                 "changed"
             );
             self.metrics.publishes(snapshot.generation);
-            self.sets.send_replace(snapshot.set.clone());
+            self.served.publish(&snapshot);
         }
         self.published.send_replace(snapshot);
         true

@@ -59,7 +59,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "culvert-controller.culvert-system.svc")]
     pub server_name: Vec<String>,
     /// With --source kubernetes, whose pods may have the certificates of all pods on their node, and configuration:
-    /// NAMESPACE/SERVICEACCOUNT. Any other pod may have its own certificate only.
+    /// NAMESPACE/SERVICEACCOUNT. Any other pod may have its own certificate only, and that of a waypoint also what its Gateway's
+    /// waypoint is told.
     #[arg(
         long,
         env = "TRUSTED_PROXIES",
@@ -201,6 +202,7 @@ impl Args {
         let controller = self.server_name.first().map_or("", String::as_str);
         let env = [
             ("XDS_ADDRESS", format!("https://{controller}:{}", self.listen.port())),
+            ("XDS_SERVER_NAME", controller.to_owned()),
             ("XDS_ROOT_CERT", "/var/run/secrets/istio/root-cert.pem".to_owned()),
             ("TOKEN_FILE", "/var/run/secrets/tokens/istio-token".to_owned()),
             ("TRUST_DOMAIN", self.trust_domain.clone()),

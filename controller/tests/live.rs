@@ -15,7 +15,9 @@ use culvert_identity::control::{ControlEndpoint, control_channel};
 use culvert_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use culvert_proto::security::Authorization;
 use culvert_proto::workload::{Address, TunnelProtocol, address};
-use culvert_proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
+use culvert_proto::{
+    ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, GATEWAY_METADATA, POLICY_TYPE_URL, ROUTE_TYPE_URL, waypoint,
+};
 use culvert_xds::service::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use prost::Message;
 use prost_types::value::Kind;
@@ -103,13 +105,25 @@ impl World {
     }
 
     async fn connect(&self, app: &App, token: &str, says: &str, types: &[&str]) -> Result<Proxy, Status> {
+        self.connect_as(None, app, token, says, types).await
+    }
+
+    /// As the waypoint of a Gateway, if one is given.
+    async fn connect_as(
+        &self,
+        gateway: Option<&str>,
+        app: &App,
+        token: &str,
+        says: &str,
+        types: &[&str],
+    ) -> Result<Proxy, Status> {
         let address = format!("https://{}", app.address);
         let endpoint =
             ControlEndpoint::new(&address, "culvert-controller.culvert-system.svc", self.at("root-cert.pem"));
         let channel = control_channel(endpoint).unwrap();
         let (requests, sent) = mpsc::channel(16);
         for type_url in types {
-            requests.send(subscribe(type_url, says)).await.unwrap();
+            requests.send(subscribe(type_url, says, gateway)).await.unwrap();
         }
         let mut request = Request::new(ReceiverStream::new(sent));
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -162,12 +176,14 @@ impl Proxy {
     }
 }
 
-fn subscribe(type_url: &str, node: &str) -> DeltaDiscoveryRequest {
-    let name = Value { kind: Some(Kind::StringValue(node.to_owned())) };
+fn subscribe(type_url: &str, node: &str, gateway: Option<&str>) -> DeltaDiscoveryRequest {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let said = [("NODE_NAME", Some(node)), (GATEWAY_METADATA, gateway)];
+    let fields = said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), text(value?)))).collect();
     DeltaDiscoveryRequest {
         node: Some(Node {
             id: format!("ztunnel~{node}"),
-            metadata: Some(Struct { fields: [("NODE_NAME".to_owned(), name)].into() }),
+            metadata: Some(Struct { fields }),
             ..Node::default()
         }),
         type_url: type_url.to_owned(),
@@ -269,6 +285,77 @@ async fn a_proxy_proves_its_node() {
     let mut right = world.connect(&app, "token-b", "node-b", &types).await.unwrap();
     world.runs("one", true);
     assert_eq!(right.workload().await.name, "web");
+    app.stop().await;
+}
+
+const SHOP: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: w, namespace: shop}
+spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: w-0, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: w}}
+spec: {nodeName: node-a, containers: [{name: c}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: shop, labels: {istio.io/use-waypoint: w}}
+spec: {clusterIP: 198.18.128.1, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: l7, namespace: shop}
+spec: {targetRefs: [{kind: Service, group: "", name: echo}], rules: [{to: [{operation: {methods: [GET]}}]}]}
+"#;
+
+/// D14, D15. A waypoint has its own routes and policies, and nobody else does: neither a node's proxy, nor one that says it is that waypoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waypoint_gets_what_it_carries_out() {
+    let world = World::new();
+    world.write("manifests/shop.yaml", SHOP);
+    let status = r#"{"uid":"w","namespace":"shop","name":"w-0","nodeName":"node-a","podIPs":["100.64.1.9"],"phase":"Running","ready":true}"#;
+    world.write("status/pods/shop.w-0.json", status);
+    let route = |method: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\nspec: {{parentRefs: [{{group: \"\", kind: Service, name: echo}}], rules: [{{matches: [{{method: {method}}}]}}]}}\n"
+        );
+        world.write("manifests/route.yaml", &text);
+    };
+    route("GET");
+    let app = world.start().await;
+    let types = [ROUTE_TYPE_URL, POLICY_TYPE_URL, ADDRESS_TYPE_URL];
+    let mut proxy = world.connect(&app, "token-a", "node-a", &types[..2]).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(proxy.next().await.unwrap().resources.len(), 0);
+    }
+    for (token, node, gateway) in
+        [("token-b", "node-b", "shop/w"), ("token-a", "node-a", "shop/v"), ("token-a", "node-a", "")]
+    {
+        let mut other = world.connect_as(Some(gateway), &app, token, node, &types).await.unwrap();
+        assert_eq!(other.next().await.unwrap_err().code(), Code::PermissionDenied, "{node} {gateway}");
+    }
+    let mut own = world.connect_as(Some("shop/w"), &app, "token-a", "node-a", &types).await.unwrap();
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let response = own.next().await.unwrap();
+        names.extend(response.resources.into_iter().map(|it| format!("{} {}", it.name, response.type_url)));
+    }
+    for expected in [
+        format!("HTTPRoute/shop/r/shop/echo.shop.svc.cluster.local/0 {ROUTE_TYPE_URL}"),
+        format!("shop/l7 {POLICY_TYPE_URL}"),
+        format!("shop/echo.shop.svc.cluster.local {ADDRESS_TYPE_URL}"),
+    ] {
+        assert!(names.contains(&expected), "{names:#?}");
+    }
+    route("PUT");
+    let changed = own.next().await.unwrap();
+    let [resource] = changed.resources.as_slice() else { panic!("{changed:?}") };
+    let told = waypoint::Route::decode(&*resource.resource.clone().unwrap().value).unwrap();
+    assert_eq!(told.http_rules[0].matches[0].method, "PUT");
+    let index = page(&app, "/debug/index").await;
+    assert_eq!(index["waypoints"]["shop/w"]["policies"][0], "shop/l7");
     app.stop().await;
 }
 

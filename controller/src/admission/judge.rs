@@ -96,7 +96,10 @@ fn judge_document(document: &Value) -> Result<Vec<String>, String> {
     let world = World { objects: by_key(parsed.objects), ..World::default() };
     let made = translate(&world, &std::collections::BTreeMap::new(), &MeshSettings::default());
     // Selectors in the root namespace are judged by the status: which namespace that is is no business of this function.
-    let said = made.policy_status.into_iter().filter(|it| it.reason != "Shadowed" && !it.message.is_empty());
+    let said = made
+        .policy_status
+        .into_iter()
+        .filter(|it| it.reason != "Shadowed" && !it.targeted && !it.message.is_empty());
     warnings.extend(said.map(|it| it.message));
     debug_assert!(keys.len() <= 1, "one object is asked about: {keys:?}");
     Ok(warnings.into_iter().map(|it| it.chars().take(MAX_WARNING).collect()).collect())

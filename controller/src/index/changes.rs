@@ -4,7 +4,8 @@
 //! from itself, its status, and what is in force in its namespace, the root namespace and its node. So when only pods change,
 //! only those are translated again, beside the rest of their namespace. When something else changes, everything that is no
 //! workload is translated again, and the workloads of its namespace; when it is for the whole mesh, everything is. Of a waypoint's
-//! Gateway: the workloads that it may be bound to, or that are its own.
+//! Gateway: the workloads that it may be bound to, or that are its own. A route or a grant changes what waypoints are told, and nothing
+//! else.
 //!
 //! EndpointSlices are the exception: by an address they make a pod of any namespace an endpoint, and whether an address is a pod's
 //! makes a workload of its own of it or not. There are few, so all of them are looked at each time.
@@ -28,7 +29,7 @@ use crate::translate::MeshSettings;
 use crate::translate::waypoints::asked;
 
 /// Kinds that others are translated by: everything but what becomes a workload.
-const CONTEXT: [Kind; 11] = [
+const CONTEXT: [Kind; 16] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Service,
@@ -40,6 +41,11 @@ const CONTEXT: [Kind; 11] = [
     Kind::OtherNetworkPolicy,
     Kind::Gateway,
     Kind::GatewayClass,
+    Kind::HTTPRoute,
+    Kind::GRPCRoute,
+    Kind::TCPRoute,
+    Kind::TLSRoute,
+    Kind::ReferenceGrant,
 ];
 
 /// Of these, what is the same for workloads of every namespace. There are few.
@@ -55,6 +61,8 @@ pub(super) struct Changes {
     pub all: bool,
     /// Everything that is neither a pod nor a WorkloadEntry.
     pub context: bool,
+    /// What waypoints are told.
+    pub routes: bool,
     pub pods: BTreeSet<Name>,
     pub entries: BTreeSet<Name>,
 }
@@ -62,6 +70,11 @@ pub(super) struct Changes {
 impl Changes {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Nothing but what waypoints are told.
+    pub fn only_routes(&self) -> bool {
+        *self == Self { routes: true, ..Self::default() }
     }
 
     /// Compares two worlds, skipping what they share.
@@ -95,6 +108,10 @@ impl Changes {
                 changes.context = true;
                 classes.insert(key.name.clone());
             }
+            // No workload, no service and no policy is translated by them.
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute | Kind::ReferenceGrant => {
+                changes.routes = true;
+            }
             // It may select anything.
             Kind::OtherNetworkPolicy => changes.all = true,
             Kind::AuthorizationPolicy
@@ -126,14 +143,13 @@ impl Changes {
             changes.pods.extend(named(&after.objects, Kind::Pod, namespace));
             changes.entries.extend(named(&after.objects, Kind::WorkloadEntry, namespace));
         }
-        for (key, manifest) in of(&after.objects, Kind::Gateway, None) {
-            if let Object::Gateway(gateway) = &manifest.object
-                && classes.contains(&gateway.spec.gateway_class_name)
-            {
-                gateways.insert((key.namespace.clone(), key.name.clone()));
-            }
-        }
+        gateways.extend(of_classes(&classes, after));
         changes.bound_to(&gateways, after);
+        if changes.routes && !changes.only_routes() && !changes.context {
+            // Beside workloads a route is translated with everything that is none.
+            changes.context = true;
+            changes.by_address(before, after);
+        }
         changes
     }
 
@@ -249,6 +265,18 @@ impl Changes {
         }
         part
     }
+}
+
+/// The Gateways of these classes.
+fn of_classes(classes: &BTreeSet<String>, world: &World) -> Vec<Name> {
+    let all = of(&world.objects, Kind::Gateway, None);
+    let is = |manifest: &Manifest| match &manifest.object {
+        Object::Gateway(gateway) => classes.contains(&gateway.spec.gateway_class_name),
+        _ => false,
+    };
+    all.filter(|(_, manifest)| is(manifest))
+        .map(|(key, _)| (key.namespace.clone(), key.name.clone()))
+        .collect()
 }
 
 fn keys<'a, 'b, V: 'a + 'b>(

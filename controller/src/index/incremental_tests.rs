@@ -3,7 +3,9 @@
 use culvert_k8s_api::manifest::parse_file;
 use culvert_k8s_api::status::{Phase, Redirection};
 use culvert_k8s_api::{Kind, Object};
+use culvert_proto::waypoint::{Policy, Route};
 use culvert_proto::workload::{Address, address};
+use culvert_proto::{POLICY_TYPE_URL, ROUTE_TYPE_URL};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +23,7 @@ struct Edit {
 }
 
 fn edits() -> impl Strategy<Value = Vec<Vec<Edit>>> {
-    let edit = (0u8..16, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
+    let edit = (0u8..18, 0usize..3, 0u8..3, 0u8..4, prop::bool::weighted(0.3)).prop_map(
         |(what, namespace, name, look, remove)| Edit {
             what,
             namespace: NAMESPACES[namespace],
@@ -117,6 +119,10 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n{}\nspec: {{address: 192.0.2.{look}, labels: {{app: l{look}}}}}",
             meta("w")
         ),
+        4 if *look == 3 => format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{}\nspec: {{targetRefs: [{{kind: Service, name: s{name}}}, {{group: gateway.networking.k8s.io, kind: Gateway, name: w{name}}}]}}",
+            meta("a")
+        ),
         4 => format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{}\nspec: {{{}action: DENY, rules: [{{to: [{{operation: {{ports: [\"8{look}\"]}}}}]}}]}}",
             meta("a"),
@@ -136,6 +142,21 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{}\nspec: {{endpointSelector: {{}}}}",
             meta("o")
         ),
+        13 | 14 | 16 | 17 => gateway_api(edit),
+        15 => slice(edit),
+        6 => format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
+        ),
+        _ => format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{look}, labels: {{topology.kubernetes.io/zone: z{name}}}}}"
+        ),
+    }
+}
+
+/// Of what the Gateway API has.
+fn gateway_api(edit: &Edit) -> String {
+    let Edit { what, namespace, name, look, .. } = edit;
+    match what {
         13 => format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w{name}, namespace: {namespace}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{gatewayClassName: {}, listeners: [{{name: mesh, port: 1500{look}, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {}}}}}}}]}}\n{}",
             ["service", "workload", "all", "none"][usize::from(*look)],
@@ -147,12 +168,11 @@ fn manifest(edit: &Edit) -> String {
             "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c{name}, labels: {{istio.io/waypoint-for: {}}}}}\nspec: {{controllerName: example.com/c{look}}}",
             if look % 2 == 0 { "workload" } else { "all" }
         ),
-        15 => slice(edit),
-        6 => format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: w{look}}}}}"
+        16 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{name}, namespace: {namespace}}}\nspec: {{parentRefs: [{{group: \"\", kind: Service, name: s{look}, namespace: a}}], rules: [{{backendRefs: [{{name: s{name}, namespace: b, port: 80}}]}}]}}"
         ),
         _ => format!(
-            "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{look}, labels: {{topology.kubernetes.io/zone: z{name}}}}}"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g{name}, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}}], to: [{{group: \"\", kind: Service, name: s{look}}}]}}"
         ),
     }
 }
@@ -179,11 +199,14 @@ fn check(index: &mut Index, world: &World) -> Result<(), TestCaseError> {
         after.addresses.iter().map(|(name, it)| (name.clone(), (*it.message).clone())).collect();
     let policies: BTreeMap<_, _> =
         after.policies.iter().map(|(name, it)| (name.clone(), (*it.message).clone())).collect();
-    prop_assert_eq!(addresses, whole.addresses);
-    prop_assert_eq!(policies, whole.policies);
+    prop_assert_eq!(&addresses, &whole.addresses);
+    prop_assert_eq!(&policies, &whole.policies);
     prop_assert_eq!(&after.translation.policy_status, &whole.policy_status);
     prop_assert_eq!(&after.translation.notes, &whole.notes);
     prop_assert_eq!(&after.translation.vips, &whole.vips);
+    prop_assert_eq!(&after.translation.routed, &whole.routed);
+    prop_assert_eq!(&after.translation.targeted, &whole.targeted);
+    waypoints(&before, &after, &whole)?;
     // What is served is what is known, and nothing is told anew that did not change.
     let served = after.set.of_type(ADDRESS_TYPE_URL);
     prop_assert_eq!(served.len(), after.addresses.len());
@@ -195,8 +218,35 @@ fn check(index: &mut Index, world: &World) -> Result<(), TestCaseError> {
             prop_assert_eq!(&old.version, &it.version);
         }
     }
-    let same = before.addresses == after.addresses && before.policies == after.policies;
+    let same = before.addresses == after.addresses
+        && before.policies == after.policies
+        && before.translation.told() == after.translation.told();
     prop_assert_eq!(same && !before.set.types.is_empty(), before.generation == after.generation);
+    Ok(())
+}
+
+/// What waypoints are served is what they are told, and nothing of it anew that did not change.
+fn waypoints(before: &Snapshot, after: &Snapshot, whole: &Translation) -> Result<(), TestCaseError> {
+    let told = whole.told();
+    prop_assert_eq!(after.waypoints.keys().collect::<Vec<_>>(), told.keys().collect::<Vec<_>>());
+    for (gateway, told) in &told {
+        let set = after.waypoints[gateway].set(&after.set);
+        let old = before.waypoints.get(gateway).map(|own| own.set(&before.set));
+        let served = set.of_type(ROUTE_TYPE_URL);
+        prop_assert_eq!(served.len(), told.routes.len());
+        for (name, route) in &told.routes {
+            prop_assert_eq!(&Route::decode(served[name.as_str()].body.clone()).unwrap(), &**route);
+            let kept = old.as_ref().and_then(|set| set.of_type(ROUTE_TYPE_URL).get(name.as_str()).cloned());
+            if let Some(kept) = kept.filter(|it| it.body == served[name.as_str()].body) {
+                prop_assert_eq!(kept, served[name.as_str()].clone());
+            }
+        }
+        let served = set.of_type(POLICY_TYPE_URL);
+        prop_assert_eq!(served.len(), told.policies.len());
+        for (name, policy) in &told.policies {
+            prop_assert_eq!(&Policy::decode(served[name.as_str()].body.clone()).unwrap(), &**policy);
+        }
+    }
     Ok(())
 }
 
@@ -308,4 +358,19 @@ fn a_gateway_costs_what_is_bound_to_it() {
     ];
     assert_eq!(changes.pods, BTreeSet::from(bound));
     assert!(changes.context && !changes.all && changes.entries.is_empty());
+}
+
+/// A route is what waypoints are told, and nothing else is translated again for it.
+#[test]
+fn a_route_costs_no_workload() {
+    let mut world = large(1_000);
+    let mut index = Index::new(MeshSettings::default(), 1);
+    let before = index.apply(world.clone());
+    let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: team-7}\nspec: {parentRefs: [{group: \"\", kind: Service, name: s7}]}";
+    world.objects.extend(by_key(parse_file("f", text).objects));
+    let changes = Changes::between(&before.world, &world, &MeshSettings::default());
+    assert_eq!(changes, Changes { routes: true, ..Changes::default() });
+    let after = index.apply(world);
+    assert_eq!(after.translation.routed.status.len(), 1);
+    assert_eq!(after.generation, before.generation, "no waypoint serves it, so nobody is told");
 }

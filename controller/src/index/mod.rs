@@ -16,10 +16,12 @@ use prost::Message;
 
 use crate::translate::{self, MeshSettings, Translation, version};
 use changes::Changes;
+use waypoints::Owns;
 
 mod changes;
 #[cfg(test)]
 mod incremental_tests;
+pub mod waypoints;
 
 /// What the sources say, all of it at one moment. The maps are persistent: a source that changes what changed, and nothing
 /// else, makes the next moment cost no more than that.
@@ -61,6 +63,8 @@ pub struct Snapshot {
     pub policies: OrdMap<String, Versioned<Authorization>>,
     /// The same, encoded.
     pub set: Arc<ResourceSet>,
+    /// What waypoints have besides.
+    pub waypoints: Owns,
     /// What they were made from.
     pub world: Arc<World>,
     /// What became of what.
@@ -106,7 +110,7 @@ impl Index {
         if !changes.is_empty() {
             self.translate(&changes, &mut next);
         }
-        if next.set.types == self.current.set.types {
+        if next.set.types == self.current.set.types && next.waypoints.ptr_eq(&self.current.waypoints) {
             next.set = Arc::clone(&self.current.set);
         } else {
             next.generation += 1;
@@ -117,6 +121,13 @@ impl Index {
     }
 
     fn translate(&mut self, changes: &Changes, next: &mut Snapshot) {
+        if changes.only_routes() {
+            let mut translation = Translation::clone(&next.translation);
+            translation.routed = Arc::new(translate::routes::only_routes(&next.world, &self.settings));
+            waypoints::put(&mut next.waypoints, translation.told());
+            next.translation = Arc::new(translation);
+            return;
+        }
         let part =
             if changes.all { World::clone(&next.world) } else { changes.part(&next.world, &self.settings) };
         let mut made = translate::translate(&part, &next.translation.vips, &self.settings);
@@ -156,6 +167,7 @@ impl Index {
             let gone = next.policies.keys().cloned().collect();
             let served = set.types.entry(AUTHORIZATION_TYPE_URL.to_owned()).or_default();
             put(std::mem::take(&mut made.policies), gone, &mut next.policies, served, version::of_policy);
+            waypoints::put(&mut next.waypoints, made.told());
             next.translation = Arc::new(made);
         }
     }

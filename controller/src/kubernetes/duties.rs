@@ -14,7 +14,7 @@ use crate::admission::{self, Heard};
 use crate::ca::Serving;
 use crate::index::Snapshot;
 use crate::provision::{self, run::Provisioner};
-use crate::status::{self, policies};
+use crate::status::{self, policies, routes};
 use crate::translate::MeshSettings;
 
 /// What they need.
@@ -53,9 +53,12 @@ impl Duties {
         let follow =
             policies::run(publisher, snapshots.clone(), settings.clone(), leading.clone(), drain.clone());
         tasks.spawn("policy status", follow);
+        let (publisher, of_routes) = routes::contribution();
+        let follow = routes::run(publisher, snapshots.clone(), leading.clone(), drain.clone());
+        tasks.spawn("route status", follow);
         let waypoints =
             provision::start(provisioner, settings, snapshots, leading.clone(), tasks, drain.clone());
-        let contributions = waypoints.into_iter().chain([contribution]).collect();
+        let contributions = waypoints.into_iter().chain([contribution, of_routes]).collect();
         status::start(client, contributions, leading, metrics, tasks, drain);
         Ok(())
     }

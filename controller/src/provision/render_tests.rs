@@ -1,3 +1,4 @@
+use clap::Parser;
 use culvert_k8s_api::Object;
 use culvert_k8s_api::manifest::parse_file;
 
@@ -153,4 +154,52 @@ fn another_image_is_another_deployment() {
     newer.image = "registry.example/culvert/waypoint:1.2.4".to_owned();
     assert_eq!(image(&settings()), "registry.example/culvert/waypoint:1.2.3");
     assert_eq!(image(&newer), newer.image);
+}
+
+/// What the program reads is there, from what the chart gives the controller.
+#[test]
+fn a_waypoint_is_told_all_that_it_reads() {
+    let args = crate::args::Args::parse_from([
+        "controller",
+        "--server-name=culvert-controller.culvert-system.svc",
+        "--waypoint-env=CLUSTER_ID=one",
+        "--waypoint-env=NETWORK=",
+        "--waypoint-env=LOG_LEVEL=info",
+        "--waypoint-env=LOG_FORMAT=text",
+    ]);
+    let rendered = render(&gateway("", ""), 15008, &[], &args.waypoints()).unwrap();
+    let all: Value = rendered.into_iter().map(|it| Value::from(it.object)).collect();
+    let container = &part(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["args"], json!(["proxy"]));
+    let env = container["env"].as_array().unwrap();
+    let value = |name: &str| {
+        let it = env.iter().find(|it| it["name"] == name).unwrap_or_else(|| panic!("{name} is missing"));
+        it["value"].as_str().or(it["valueFrom"]["fieldRef"]["fieldPath"].as_str()).unwrap().to_owned()
+    };
+    for (name, expected) in [
+        ("NODE_NAME", "spec.nodeName"),
+        ("POD_NAME", "metadata.name"),
+        ("POD_NAMESPACE", "metadata.namespace"),
+        ("INSTANCE_IP", "status.podIP"),
+        ("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        ("GATEWAY_NAME", "w"),
+        ("CLUSTER_ID", "one"),
+        ("NETWORK", ""),
+        ("TRUST_DOMAIN", "cluster.local"),
+        ("DOMAIN_SUFFIX", "cluster.local"),
+        ("XDS_ADDRESS", "https://culvert-controller.culvert-system.svc:15012"),
+        ("XDS_SERVER_NAME", "culvert-controller.culvert-system.svc"),
+        ("XDS_ROOT_CERT", "/var/run/secrets/istio/root-cert.pem"),
+        ("TOKEN_FILE", "/var/run/secrets/tokens/istio-token"),
+        ("LOG_LEVEL", "info"),
+        ("LOG_FORMAT", "text"),
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+    ] {
+        assert_eq!(value(name), expected, "{name}");
+    }
+    let mut names: Vec<&str> = env.iter().filter_map(|it| it["name"].as_str()).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "the API server takes no name twice");
 }

@@ -6,16 +6,17 @@ use culvert_runtime::admin::{AdminServer, json};
 use culvert_runtime::metrics::Metrics;
 use culvert_runtime::readiness::Readiness;
 use culvert_runtime::telemetry::FilterHandle;
-use culvert_xds::resources::ResourceSet;
 use culvert_xds::server::DeltaServer;
 use serde_json::{Map, Value, json as value};
 use tokio::sync::watch;
 
+use super::views::Views;
 use crate::index::Snapshot;
 use crate::translate::render;
+use crate::translate::routes::Told;
 
 /// The xDS server as it is used here.
-pub type Xds = DeltaServer<watch::Receiver<Arc<ResourceSet>>>;
+pub type Xds = DeltaServer<Views>;
 
 /// The pages of the metrics port. They are served before there is anything to show: `xds` is set when that begins.
 pub fn pages(
@@ -65,12 +66,22 @@ fn index(snapshot: &Snapshot) -> Value {
         "generation": snapshot.generation,
         "addresses": addresses,
         "policies": policies,
+        "waypoints": snapshot.translation.told().into_iter().map(told).collect::<Map<_, _>>(),
         "policyStatus": snapshot.translation.policy_status,
         "notes": snapshot.translation.notes,
         "redirection": snapshot.world.redirection.iter().map(|((node, uid), status)| {
             value!({ "node": node, "uid": uid, "status": status })
         }).collect::<Vec<_>>(),
     })
+}
+
+/// By name: what each says is in the log and the pages of the waypoint.
+fn told((gateway, told): (String, Told)) -> (String, Value) {
+    let names = value!({
+        "routes": told.routes.keys().collect::<Vec<_>>(),
+        "policies": told.policies.keys().collect::<Vec<_>>(),
+    });
+    (gateway, names)
 }
 
 fn versioned(version: &str, message: Value) -> Value {

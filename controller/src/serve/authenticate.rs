@@ -5,11 +5,15 @@ use std::sync::Arc;
 use culvert_proto::discovery::Node;
 use culvert_xds::server::{Admission, Peer};
 use prost_types::value::Kind;
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::auth::{Caller, Grant, NodeTokens};
+use super::instances::World;
+use super::views::gateway_of;
+use crate::auth::{Caller, NodeTokens};
 use crate::ca::NodeAuthenticator;
+use crate::index::Snapshot;
 
 /// Key in the metadata of an xDS node: the node it says it is on.
 const NODE_NAME: &str = "NODE_NAME";
@@ -18,9 +22,16 @@ const NODE_NAME: &str = "NODE_NAME";
 #[derive(Clone, Debug)]
 pub struct Tokens(pub NodeTokens);
 
-/// Who may have an xDS stream: the proxy of a node that the authenticator vouches for.
+/// Who may have an xDS stream: the proxy of a node that the authenticator vouches for, and the waypoint of a Gateway.
 #[derive(Clone)]
-pub struct Streams(pub Arc<dyn NodeAuthenticator>);
+pub struct Streams {
+    /// Knows tokens.
+    pub authenticator: Arc<dyn NodeAuthenticator>,
+    /// What is.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Istio's class of waypoints is ours too.
+    pub compat: bool,
+}
 
 /// The token of a call's `authorization: Bearer` header.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a cold path")]
@@ -45,21 +56,26 @@ impl NodeAuthenticator for Tokens {
 
 #[tonic::async_trait]
 impl Admission for Streams {
-    /// The node a proxy says it is on must be the one whose token it has: a token of one node is no window to another. What a
-    /// refused caller learns is as little as the certificate API tells (D51); the log has the rest.
+    /// The node a proxy says it is on must be the one whose token it has: a token of one node is no window to another. A pod that is
+    /// no trusted proxy gets a stream only as the waypoint of a Gateway, and so does a proxy that says it is one: then an instance of
+    /// that Gateway has to be on the node. What a refused caller learns is as little as the certificate API tells (D51); the log has
+    /// the rest.
     async fn admit(&self, metadata: &MetadataMap, node: Option<&Node>) -> Result<Peer, Status> {
-        let caller = self.0.authenticate(metadata).await.map_err(|status| {
+        let caller = self.authenticator.authenticate(metadata).await.map_err(|status| {
             tracing::warn!("refused an xDS stream: {}", status.message());
             match status.code() {
                 tonic::Code::Unavailable => Status::unavailable("callers cannot be checked now"),
                 _ => Status::unauthenticated("request authenticate failure"),
             }
         })?;
-        let proven = caller.node;
-        if let Grant::Own { namespace, account, pod } = caller.grant {
-            tracing::warn!(node = %proven, namespace, account, pod, "refused an xDS stream: no trusted proxy");
+        let said = node.map(|node| gateway_of(node).map(str::to_owned));
+        let world = Arc::clone(&self.snapshots.borrow().world);
+        let world = World { objects: &world, compat: self.compat };
+        if let Err(why) = world.admits(&caller, said.as_ref().map(Option::as_deref)) {
+            tracing::warn!(node = %caller.node, grant = ?caller.grant, ?said, "refused an xDS stream: {why}");
             return Err(Status::permission_denied("the token is no proxy's"));
         }
+        let proven = caller.node;
         if let Some(node) = node {
             let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
             let said = fields.and_then(|fields| fields.get(NODE_NAME)).and_then(|value| value.kind.as_ref());
@@ -100,7 +116,8 @@ mod tests {
     #[tokio::test]
     async fn a_token_and_a_claim_must_agree() {
         let dir = tempfile::tempdir().unwrap();
-        let streams = Streams(Arc::new(tokens(&dir)));
+        let (_sender, snapshots) = watch::channel(Arc::default());
+        let streams = Streams { authenticator: Arc::new(tokens(&dir)), snapshots, compat: false };
         let mut metadata = MetadataMap::new();
         let ask = async |metadata: &MetadataMap, node: Option<&Node>| {
             Admission::admit(&streams, metadata, node)

@@ -2,5 +2,7 @@
 pub mod admin;
 pub mod authenticate;
 pub mod identities;
+mod instances;
 pub mod listener;
 pub mod proxies;
+pub mod views;

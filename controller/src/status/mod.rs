@@ -47,10 +47,12 @@ use tokio::sync::watch;
 
 mod engine;
 mod follow;
+mod keep;
 pub mod kinds;
 pub mod policies;
 #[cfg(test)]
 mod policies_tests;
+pub mod routes;
 mod settle;
 #[cfg(test)]
 mod tests;

@@ -6,20 +6,19 @@
 //! and if not, why.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use culvert_k8s_api::manifest::FileError;
 use culvert_k8s_api::meta::{ObjectMeta, StringMap, selects};
 use culvert_k8s_api::networking::ServiceEntry;
-use culvert_k8s_api::security::{Action, AuthorizationPolicy, PeerAuthentication, Selector, TargetRef};
+use culvert_k8s_api::security::{Action, AuthorizationPolicy, PeerAuthentication, Selector};
 use culvert_k8s_api::{Kind, Object, ObjectKey, labels};
 use culvert_proto::workload::{TunnelProtocol, address};
 use culvert_runtime::drain::DrainWatcher;
 use tokio::sync::watch;
-use tokio::time::sleep;
 
+use super::keep::keep;
 use super::{Condition, Contribution, Desired, Publisher, StatusKind, Target, Wanted, kinds};
 use crate::index::Snapshot;
 use crate::translate::{self, MeshSettings, PolicyStatus};
@@ -44,13 +43,11 @@ pub const WAYPOINT: &str = "WaypointAccepted";
 /// Condition of what is no policy: it is in force, and what of it is ignored.
 pub const ACCEPTED: &str = "Accepted";
 
-/// Changes come in bursts, and each takes a look at every pod.
-const QUIET: Duration = Duration::from_millis(500);
 /// What is wrong with one object is said up to here; all of it is in the log and on `/debug/errors`.
 const MAX_ERRORS: usize = 5;
 
 /// What is always true of kinds that only a waypoint would act on.
-const NEEDS_WAYPOINT: &str = "only a waypoint would act on it, and this version has no program for them; node tunnels carry TCP and read nothing of it";
+const NEEDS_WAYPOINT: &str = "only a waypoint would act on it, and waypoints of this version do not; node tunnels carry TCP and read nothing of it";
 
 /// The contributor, for [`run`] and for the writer.
 pub fn contribution() -> (Publisher, Contribution) {
@@ -64,31 +61,12 @@ pub fn contribution() -> (Publisher, Contribution) {
 /// Publishes what is true, whenever that changes while this replica leads, until `drain` starts.
 pub async fn run(
     publisher: Publisher,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MeshSettings,
-    mut leading: watch::Receiver<bool>,
+    leading: watch::Receiver<bool>,
     drain: DrainWatcher,
 ) {
-    loop {
-        if *leading.borrow_and_update() {
-            let snapshot = snapshots.borrow_and_update().clone();
-            publisher.publish(desired(&snapshot, &settings));
-        }
-        let changed = async {
-            tokio::select! {
-                changed = snapshots.changed() => changed.is_ok(),
-                changed = leading.changed() => changed.is_ok(),
-            }
-        };
-        let more = tokio::select! {
-            _ = drain.started() => false,
-            more = changed => more,
-        };
-        if !more {
-            return;
-        }
-        sleep(QUIET).await;
-    }
+    keep(publisher, snapshots, leading, drain, |snapshot| Some(desired(snapshot, &settings))).await;
 }
 
 /// What should stand in every status.
@@ -181,16 +159,11 @@ impl<'a> Facts<'a> {
 
     fn authorization(&self, policy: &AuthorizationPolicy, verdict: &PolicyStatus) -> Vec<Condition> {
         let message = verdict.message.as_str();
-        match verdict.reason {
-            "TargetRef" => {
-                let (reason, message) = self.targets(policy);
-                return vec![
-                    Condition::new(WAYPOINT, false, reason, message.as_str()),
-                    Condition::new(ENFORCED, false, reason, message),
-                ];
-            }
-            reason @ ("UnsupportedValue" | "Invalid") => return not_taken(reason, message),
-            _ => {}
+        if verdict.targeted {
+            return self.targeted(policy, verdict);
+        }
+        if let reason @ ("UnsupportedValue" | "Invalid") = verdict.reason {
+            return not_taken(reason, message);
         }
         let scope = self.scope(&policy.metadata, policy.spec.selector.as_ref());
         let as_written = verdict.reason == "Accepted";
@@ -199,8 +172,7 @@ impl<'a> Facts<'a> {
         } else {
             Condition::new(ZTUNNEL, false, "UnsupportedValue", message)
         };
-        let dry_run = policy.metadata.annotations.get(labels::DRY_RUN).is_some_and(|value| value == "true");
-        let enforced = if dry_run {
+        let enforced = if is_dry_run(policy) {
             let message = format!("a dry run: what it would do is in the access log of {}", scope.words);
             Condition::new(ENFORCED, false, "DryRun", message)
         } else {
@@ -281,54 +253,57 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Why no waypoint enforces what is for one.
-    fn targets(&self, policy: &AuthorizationPolicy) -> (&'static str, String) {
-        let targets = policy.spec.target_ref.iter().chain(&policy.spec.target_refs);
-        let found: Vec<(&str, String)> =
-            targets.map(|target| self.target(&policy.metadata.namespace, target)).collect();
-        let is = |reason: &&str| found.iter().any(|(of, _)| of == reason);
-        let reason = ["Invalid", "TargetNotFound"].into_iter().find(is).unwrap_or("AncestorNotBound");
-        let words: BTreeSet<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
-        (reason, words.into_iter().take(MAX_ERRORS).collect::<Vec<_>>().join("; "))
+    /// Whether waypoints take what is for them, and whether there are any to enforce it.
+    fn targeted(&self, policy: &AuthorizationPolicy, verdict: &PolicyStatus) -> Vec<Condition> {
+        let (reason, message) = (verdict.reason, verdict.message.as_str());
+        if verdict.waypoints.is_empty() {
+            return vec![
+                Condition::new(WAYPOINT, false, reason, message),
+                Condition::new(ENFORCED, false, reason, format!("nothing enforces it: {message}")),
+            ];
+        }
+        let who = format!("waypoint {}", verdict.waypoints.join(", "));
+        let accepted = if reason == "Accepted" {
+            Condition::new(WAYPOINT, true, "Accepted", format!("taken by {who}"))
+        } else {
+            Condition::new(
+                WAYPOINT,
+                false,
+                reason,
+                format!("taken by {who}, but not for all targets: {message}"),
+            )
+        };
+        let waiting: Vec<&str> =
+            verdict.waypoints.iter().map(String::as_str).filter(|it| !self.is_programmed(it)).collect();
+        let enforced = if is_dry_run(policy) {
+            let message = format!("a dry run: what it would do is in the access log of {who}");
+            Condition::new(ENFORCED, false, "DryRun", message)
+        } else if !waiting.is_empty() {
+            let message = format!(
+                "waypoint {} is not programmed: what is sent through it is refused until it is",
+                waiting.join(", ")
+            );
+            Condition::new(ENFORCED, false, "WaypointIsNotReady", message)
+        } else if reason == "Accepted" {
+            Condition::new(ENFORCED, true, "Enforced", format!("{who} enforces it"))
+        } else {
+            Condition::new(
+                ENFORCED,
+                true,
+                "Narrowed",
+                format!("{who} enforces it; nothing does so for the rest: {message}"),
+            )
+        };
+        vec![accepted, enforced]
     }
 
-    fn target(&self, own: &str, target: &TargetRef) -> (&'static str, String) {
-        let namespace = target.namespace.as_deref().unwrap_or(own);
-        let what = format!("{} {namespace}/{}", target.kind, target.name);
-        if namespace != own {
-            return ("Invalid", format!("{what}: a target is in the policy's own namespace"));
+    fn is_programmed(&self, gateway: &str) -> bool {
+        let (namespace, name) = gateway.split_once('/').unwrap_or(("", gateway));
+        let key = ObjectKey { kind: Kind::Gateway, namespace: namespace.to_owned(), name: name.to_owned() };
+        match self.snapshot.world.objects.get(&key).map(|it| &it.object) {
+            Some(Object::Gateway(it)) => it.status.programmed,
+            _ => false,
         }
-        let of = match (target.group.as_str(), target.kind.as_str()) {
-            ("" | "core", "Service") => Kind::Service,
-            ("networking.istio.io", "ServiceEntry") => Kind::ServiceEntry,
-            ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") => {
-                return ("AncestorNotBound", format!("{what}: this version has no program for waypoints"));
-            }
-            (group, kind) => {
-                let expected = "Service, ServiceEntry, Gateway or GatewayClass";
-                return ("Invalid", format!("{what}: a target is a {expected}, not a {kind} of {group:?}"));
-            }
-        };
-        let key = ObjectKey { kind: of, namespace: namespace.to_owned(), name: target.name.clone() };
-        let Some(manifest) = self.snapshot.world.objects.get(&key) else {
-            return ("TargetNotFound", format!("{what} does not exist"));
-        };
-        match self.waypoint(manifest.object.metadata()) {
-            Some(waypoint) => (
-                "AncestorNotBound",
-                format!("{what} is bound to waypoint {waypoint}, and this version has no program for it"),
-            ),
-            None => ("AncestorNotBound", format!("{what} is not bound to a waypoint")),
-        }
-    }
-
-    /// The waypoint that an object's labels name, or its namespace's.
-    fn waypoint<'m>(&'m self, meta: &'m ObjectMeta) -> Option<&'m str> {
-        let key = ObjectKey { kind: Kind::Namespace, namespace: String::new(), name: meta.namespace.clone() };
-        let namespace = self.snapshot.world.objects.get(&key).map(|it| it.object.metadata());
-        let mut named = [Some(meta), namespace].into_iter().flatten();
-        let name = named.find_map(|meta| meta.labels.get(labels::USE_WAYPOINT))?;
-        (name != labels::WAYPOINT_NONE).then_some(name.as_str())
     }
 
     fn scope(&self, meta: &ObjectMeta, selector: Option<&Selector>) -> Scope {
@@ -373,6 +348,10 @@ impl Scope {
 /// Node tunnels do not take it, and nothing enforces it as it is written.
 fn not_taken(reason: &'static str, message: &str) -> Vec<Condition> {
     vec![Condition::new(ZTUNNEL, false, reason, message), Condition::new(ENFORCED, false, reason, message)]
+}
+
+fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
+    policy.metadata.annotations.get(labels::DRY_RUN).is_some_and(|value| value == "true")
 }
 
 /// Allows nothing: what stands for a policy that never could be read, among others.

@@ -35,6 +35,8 @@ impl Cluster {
             mesh("security.istio.io", "PeerAuthentication", Kind::PeerAuthentication),
             mesh("networking.istio.io", "ServiceEntry", Kind::ServiceEntry),
             mesh("networking.istio.io", "WorkloadEntry", Kind::WorkloadEntry),
+            mesh("gateway.networking.k8s.io", "Gateway", Kind::Gateway),
+            mesh("gateway.networking.k8s.io", "HTTPRoute", Kind::HTTPRoute),
         ]);
         let mut store = Store::default();
         for kind in &all {
@@ -147,20 +149,38 @@ fn a_policy_says_what_enforces_it_or_why_nothing_does() {
     assert_eq!(cluster.said(), expected);
 }
 
-/// D45: TargetNotFound and AncestorNotBound.
+fn gateway(name: &str, class: &str, protocol: &str, programmed: bool) -> Value {
+    let status = if programmed { "True" } else { "False" };
+    json!({
+        "metadata": { "name": name, "namespace": "shop" },
+        "spec": { "gatewayClassName": class, "listeners": [{ "name": "mesh", "port": 15008, "protocol": protocol }] },
+        "status": { "conditions": [{ "type": "Programmed", "status": status }] },
+    })
+}
+
+fn service(name: &str, labels: Value) -> Value {
+    json!({ "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": { "ports": [{ "port": 80 }] } })
+}
+
+/// D45: TargetNotFound and AncestorNotBound, W27: of each kind of target.
 #[test]
 fn a_policy_for_a_waypoint_says_what_is_missing() {
     let mut cluster = Cluster::new();
     let target = |group: &str, kind: &str, name: &str| json!({ "targetRefs": [{ "group": group, "kind": kind, "name": name }], "rules": [{}] });
-    let service = |name: &str, labels: Value| json!({ "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": { "ports": [{ "port": 80 }] } });
+    let gateways = "gateway.networking.k8s.io";
     cluster
         .put("Service", service("plain", json!({})))
-        .put("Service", service("bound", json!({ "istio.io/use-waypoint": "w" })))
-        .policy("bound", 1, target("", "Service", "bound"))
-        .policy("gateway", 1, target("gateway.networking.k8s.io", "Gateway", "w"))
+        .put("Service", service("lost", json!({ "istio.io/use-waypoint": "gone" })))
+        .put("Gateway", gateway("foreign", "example", "HBONE", true))
+        .put("Gateway", gateway("web", "culvert-waypoint", "HTTP", true))
+        .policy("class", 1, target(gateways, "GatewayClass", "culvert-waypoint"))
+        .policy("foreign", 1, target(gateways, "Gateway", "foreign"))
+        .policy("gateway", 1, target(gateways, "Gateway", "none"))
+        .policy("lost", 1, target("", "Service", "lost"))
         .policy("nowhere", 1, target("", "Service", "nowhere"))
         .policy("plain", 1, target("", "Service", "plain"))
-        .policy("pod", 1, target("", "Pod", "p"));
+        .policy("pod", 1, target("", "Pod", "p"))
+        .policy("web", 1, target(gateways, "Gateway", "web"));
     let said = cluster.said();
     let of = |name: &str, reason: &str, words: &str| {
         for of in ["WaypointAccepted", "culvert.dev/Enforced"] {
@@ -170,11 +190,118 @@ fn a_policy_for_a_waypoint_says_what_is_missing() {
         }
         assert!(!said.iter().any(|it| it.starts_with(name) && it.contains("Ztunnel")), "{said:#?}");
     };
-    of("bound", "AncestorNotBound", "bound to waypoint w");
-    of("gateway", "AncestorNotBound", "no program for waypoints");
+    of("class", "Invalid", "only a policy of namespace istio-system can be for a class");
+    of("foreign", "AncestorNotBound", "Gateway shop/foreign is no waypoint of this mesh");
+    of("gateway", "TargetNotFound", "Gateway shop/none does not exist");
+    of("lost", "AncestorNotBound", "is bound to shop/gone, which is no waypoint of this mesh");
     of("nowhere", "TargetNotFound", "Service shop/nowhere does not exist");
     of("plain", "AncestorNotBound", "not bound to a waypoint");
     of("pod", "Invalid", "Service, ServiceEntry, Gateway or GatewayClass");
+    of("web", "AncestorNotBound", "Gateway shop/web is no waypoint of this mesh");
+}
+
+/// D45, W27, W58: who enforces it, and whether that is there.
+#[test]
+fn a_policy_that_a_waypoint_has_says_which() {
+    let mut cluster = Cluster::new();
+    let target = json!({ "kind": "Service", "name": "bound" });
+    let missing = json!({ "kind": "Service", "name": "nowhere" });
+    let own = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "w" });
+    cluster
+        .put("Service", service("bound", json!({ "istio.io/use-waypoint": "w" })))
+        .put("Gateway", gateway("w", "culvert-waypoint", "HBONE", false))
+        .policy("one", 1, json!({ "targetRefs": [target], "rules": [{}] }));
+    let expected = [
+        "one@1 WaypointAccepted=True Accepted: taken by waypoint shop/w",
+        "one@1 culvert.dev/Enforced=False WaypointIsNotReady: waypoint shop/w is not programmed: what is sent through it is refused until it is",
+    ];
+    assert_eq!(cluster.said(), expected);
+    cluster
+        .put("Gateway", gateway("w", "culvert-waypoint", "HBONE", true))
+        .policy("gateway", 1, json!({ "targetRefs": [own], "rules": [{}] }))
+        .policy("some", 1, json!({ "targetRefs": [target, missing], "rules": [{}] }));
+    let metadata = json!({ "name": "try", "namespace": "shop", "generation": 1, "annotations": { "istio.io/dry-run": "true" } });
+    cluster.put(
+        "AuthorizationPolicy",
+        json!({ "metadata": metadata, "spec": { "targetRefs": [own], "rules": [{}] } }),
+    );
+    let expected = [
+        "gateway@1 WaypointAccepted=True Accepted: taken by waypoint shop/w",
+        "gateway@1 culvert.dev/Enforced=True Enforced: waypoint shop/w enforces it",
+        "one@1 WaypointAccepted=True Accepted: taken by waypoint shop/w",
+        "one@1 culvert.dev/Enforced=True Enforced: waypoint shop/w enforces it",
+        "some@1 WaypointAccepted=False TargetNotFound: taken by waypoint shop/w, but not for all targets: Service shop/nowhere does not exist",
+        "some@1 culvert.dev/Enforced=True Narrowed: waypoint shop/w enforces it; nothing does so for the rest: Service shop/nowhere does not exist",
+        "try@1 WaypointAccepted=True Accepted: taken by waypoint shop/w",
+        "try@1 culvert.dev/Enforced=False DryRun: a dry run: what it would do is in the access log of waypoint shop/w",
+    ];
+    assert_eq!(cluster.said(), expected);
+}
+
+/// GEP-1294: the status of a route, by its parents; what is another controller's is left to it.
+#[test]
+fn a_route_says_at_each_parent_what_became_of_it() {
+    let mut cluster = Cluster::new();
+    let to = |name: &str| json!({ "group": "", "kind": "Service", "name": name });
+    let parents = json!([
+        to("bound"),
+        { "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "foreign" },
+        { "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "w" },
+        to("nowhere"),
+        to("plain"),
+    ]);
+    let rules = json!([
+        { "backendRefs": [{ "name": "bound", "port": 80 }, { "name": "gone", "port": 80, "weight": 0 }] },
+        { "filters": [{ "type": "New" }] },
+    ]);
+    let metadata = json!({ "name": "r", "namespace": "shop", "generation": 3 });
+    cluster
+        .put("Service", service("bound", json!({ "istio.io/use-waypoint": "w" })))
+        .put("Service", service("plain", json!({})))
+        .put("Gateway", gateway("foreign", "example", "HTTP", true))
+        .put("Gateway", gateway("w", "culvert-waypoint", "HBONE", true))
+        .put("HTTPRoute", json!({ "metadata": metadata, "spec": { "parentRefs": parents, "rules": rules } }));
+    let snapshot = cluster.snapshot();
+    let desired = super::routes::desired(&snapshot);
+    let wanted = &desired[&Target::new(kinds::HTTP_ROUTE, "shop", "r")];
+    assert_eq!((wanted.uid.as_str(), wanted.generation), ("uid-r", Some(3)));
+    let entries = wanted.status["parents"].as_array().unwrap();
+    let lines: Vec<String> = entries
+        .iter()
+        .flat_map(|entry| {
+            assert_eq!(entry["controllerName"], "culvert.dev/waypoint-controller");
+            let parent = format!(
+                "{}/{}",
+                entry["parentRef"]["kind"].as_str().unwrap(),
+                entry["parentRef"]["name"].as_str().unwrap()
+            );
+            let one = move |it: &Value| {
+                let text = |field: &str| it[field].as_str().unwrap().to_owned();
+                format!(
+                    "{parent} {}={} {}: {}",
+                    text("type"),
+                    text("status"),
+                    text("reason"),
+                    text("message")
+                )
+            };
+            entry["conditions"].as_array().unwrap().iter().map(one).collect::<Vec<_>>()
+        })
+        .collect();
+    let broken = "what they match is answered with an error: rule 1: spec.rules[1].filters[0].type: unknown value (got \"New\", expected RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite, CORS or ExtensionRef)";
+    let expected = [
+        "Service/bound Accepted=True Accepted: carried out by waypoint shop/w".to_owned(),
+        "Service/bound ResolvedRefs=False BackendNotFound: Service shop/gone does not exist".to_owned(),
+        format!("Service/bound PartiallyInvalid=True UnsupportedValue: Dropped Rule: {broken}"),
+        "Gateway/w Accepted=False NoMatchingParent: Gateway shop/w is a waypoint, which takes routes by the services that it serves: name a Service".to_owned(),
+        "Gateway/w ResolvedRefs=True ResolvedRefs: ".to_owned(),
+        "Service/nowhere Accepted=False NoMatchingParent: Service shop/nowhere does not exist".to_owned(),
+        "Service/nowhere ResolvedRefs=True ResolvedRefs: ".to_owned(),
+        "Service/plain Accepted=True Accepted: no waypoint of this mesh serves it, so nothing carries the route out".to_owned(),
+        "Service/plain ResolvedRefs=False BackendNotFound: Service shop/gone does not exist".to_owned(),
+        format!("Service/plain PartiallyInvalid=True UnsupportedValue: Dropped Rule: {broken}"),
+    ];
+    assert_eq!(lines, expected);
 }
 
 /// D45: Invalid, with the field, and what is in force in its place.

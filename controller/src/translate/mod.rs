@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use culvert_proto::security::Authorization;
 use culvert_proto::workload::{Address, address};
@@ -18,6 +19,7 @@ mod peer;
 mod pods;
 mod policy;
 pub mod render;
+pub mod routes;
 mod services;
 mod slices;
 pub mod version;
@@ -26,6 +28,7 @@ mod vip;
 pub mod waypoints;
 
 use network_policy::NetworkPolicies;
+use routes::{Routed, Targeted};
 use view::View;
 
 /// What translation depends on besides the world.
@@ -55,6 +58,10 @@ pub struct Translation {
     pub addresses: BTreeMap<String, Address>,
     /// By resource name, `namespace/name`.
     pub policies: BTreeMap<String, Authorization>,
+    /// Routes, for the waypoints of the Gateways that serve what they are for.
+    pub routed: Arc<Routed>,
+    /// Policies for requests, by Gateway.
+    pub targeted: Targeted,
     /// One for each AuthorizationPolicy and PeerAuthentication, in the order of their names.
     pub policy_status: Vec<PolicyStatus>,
     /// What could not be sent as it was written, and why.
@@ -72,14 +79,21 @@ pub struct PolicyStatus {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// It is enforced by the node tunnels.
+    /// It is enforced by the node tunnels, or by the waypoints that it is for.
     pub accepted: bool,
-    /// One word: `Accepted`, `Narrowed`, `Widened`, `UnsupportedValue`, `TargetRef`, `Shadowed`, `Invalid`.
+    /// One word: `Accepted`, `Narrowed`, `Widened`, `UnsupportedValue`, `Shadowed`, `Invalid`; of one with targets also
+    /// `TargetNotFound` or `AncestorNotBound`.
     pub reason: &'static str,
     /// For a person: what is not as written, and where.
     pub message: String,
     /// The resource that carries it, if one does.
     pub resource: Option<String>,
+    /// Of one with targets: that it has them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub targeted: bool,
+    /// The Gateways whose waypoints enforce it, as `namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waypoints: Vec<String>,
 }
 
 impl Default for MeshSettings {
@@ -102,6 +116,7 @@ pub fn translate(world: &World, vips: &BTreeMap<String, Ipv4Addr>, settings: &Me
     let mut out = Translation::default();
     let policies = policy::convert_all(&view, &mut out);
     let peers = peer::convert_all(&view, &mut out);
+    routes::convert_all(&view, &mut out);
     out.policy_status.sort();
     let names = Names { policies, peers };
     let entries = entries::hosts(&view, vips, &mut out);

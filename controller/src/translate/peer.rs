@@ -147,6 +147,8 @@ fn accepted(peer: &PeerAuthentication) -> PolicyStatus {
         reason: "Accepted",
         message: String::new(),
         resource: None,
+        targeted: false,
+        waypoints: Vec::new(),
     }
 }
 

@@ -69,10 +69,12 @@ fn convert(policy: &AuthorizationPolicy, root: &str) -> (Option<proto::Authoriza
         reason: "Accepted",
         message: String::new(),
         resource: None,
+        targeted: false,
+        waypoints: Vec::new(),
     };
     if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
-        status.reason = "TargetRef";
-        status.message = "it is for a waypoint, so no node tunnel enforces it".to_owned();
+        // The rest is said by whoever finds the waypoints.
+        status.targeted = true;
         return (None, status);
     }
     let action = match spec.action {

@@ -517,4 +517,5 @@ fn whom_network_policies_select() {
 }
 
 mod modes;
+mod routes;
 mod waypoints;

@@ -33,6 +33,11 @@ pub fn of_address(message: &Address) -> String {
 
 /// The version of a policy.
 pub fn of_policy(message: &Authorization) -> String {
+    of_message(message)
+}
+
+/// The version of a message without maps.
+pub fn of_message(message: &impl Message) -> String {
     text(Sha256::new().chain_update(message.encode_to_vec()))
 }
 

@@ -7,6 +7,7 @@ use culvert_k8s_api::discovery::EndpointSlice;
 use culvert_k8s_api::meta::{ObjectMeta, StringMap};
 use culvert_k8s_api::network_policy::{NetworkPolicy, OtherNetworkPolicy};
 use culvert_k8s_api::networking::{ServiceEntry, WorkloadEntry};
+use culvert_k8s_api::routes::{ReferenceGrant, Route};
 use culvert_k8s_api::security::{AuthorizationPolicy, PeerAuthentication};
 use culvert_k8s_api::{Kind, Object, ObjectKey};
 
@@ -32,6 +33,10 @@ pub(super) struct View<'a> {
     pub network_policies: Vec<&'a NetworkPolicy>,
     pub other_network_policies: Vec<&'a OtherNetworkPolicy>,
     pub gateways: Gateways<'a>,
+    /// By kind, then by name.
+    pub routes: Vec<&'a Route>,
+    /// By the namespace that they are for.
+    pub grants: BTreeMap<&'a str, Vec<&'a ReferenceGrant>>,
 }
 
 impl<'a> View<'a> {
@@ -70,6 +75,8 @@ impl<'a> View<'a> {
             network_policies: Vec::new(),
             other_network_policies: Vec::new(),
             gateways: Gateways::default(),
+            routes: Vec::new(),
+            grants: BTreeMap::new(),
         }
     }
 
@@ -112,6 +119,10 @@ impl<'a> View<'a> {
             Object::GatewayClass(it) => {
                 self.gateways.classes.insert(&meta.name, it);
             }
+            Object::HTTPRoute(it) | Object::GRPCRoute(it) | Object::TCPRoute(it) | Object::TLSRoute(it) => {
+                self.routes.push(it);
+            }
+            Object::ReferenceGrant(it) => self.grants.entry(&meta.namespace).or_default().push(it),
             Object::ServiceAccount(_) => {}
         }
     }

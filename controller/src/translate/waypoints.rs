@@ -4,7 +4,7 @@
 //! under the one that the waypoint will have. Only [`labels::WAYPOINT_FOR`] takes a binding away, since it says that the
 //! waypoint is not for such traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use culvert_k8s_api::gateway::{Gateway, GatewayClass};
@@ -122,17 +122,7 @@ impl View<'_> {
 
     /// W09: a share of the connections goes through a second waypoint. One that cannot be used has none, which is said.
     fn with_canary(&self, bound: Bound, primary: (&str, &str), asks: Asks<'_>) -> Bound {
-        let namespace = asks.meta.namespace.as_str();
-        let of_namespace = self.namespaces.get(namespace).copied();
-        let asking = |meta: &&ObjectMeta| meta.labels.contains_key(labels::USE_WAYPOINT_CANARY);
-        let Some(by) = [Some(asks.meta), of_namespace].into_iter().flatten().find(asking) else {
-            return bound;
-        };
-        let name = by.labels[labels::USE_WAYPOINT_CANARY].as_str();
-        if name.is_empty() || name == labels::WAYPOINT_NONE {
-            return bound;
-        }
-        let home = by.labels.get(labels::USE_WAYPOINT_CANARY_NAMESPACE).map_or(namespace, String::as_str);
+        let Some((by, home, name)) = self.canary(asks.meta) else { return bound };
         let without = |reason, why: String| {
             let message = format!(
                 "the canary is not used, all connections go through Gateway {}/{}: {why}",
@@ -162,6 +152,60 @@ impl View<'_> {
         };
         let weighted = vec![part(&bound.address, 100 - share), part(&canary.address, share)];
         Bound { message, weighted, ..bound }
+    }
+
+    /// Which second waypoint an object's labels ask for, or its namespace's: the one that asks, and the Gateway's namespace and name.
+    fn canary<'m>(&'m self, meta: &'m ObjectMeta) -> Option<(&'m ObjectMeta, &'m str, &'m str)> {
+        let namespace = meta.namespace.as_str();
+        let of_namespace = self.namespaces.get(namespace).copied();
+        let asking = |meta: &&ObjectMeta| meta.labels.contains_key(labels::USE_WAYPOINT_CANARY);
+        let by = [Some(meta), of_namespace].into_iter().flatten().find(asking)?;
+        let name = by.labels[labels::USE_WAYPOINT_CANARY].as_str();
+        if name.is_empty() || name == labels::WAYPOINT_NONE {
+            return None;
+        }
+        let home = by.labels.get(labels::USE_WAYPOINT_CANARY_NAMESPACE).map_or(namespace, String::as_str);
+        Some((by, home, name))
+    }
+
+    /// The Gateways of ours, as `namespace/name`, whose waypoints are told of what is for a service: the one that it is bound to and
+    /// its canary. Also before they are ready, so that they know all of it from the first request on.
+    pub(super) fn serving(&self, meta: &ObjectMeta) -> BTreeSet<String> {
+        let namespace = meta.namespace.as_str();
+        if self.is_waypoint(namespace, &meta.labels) {
+            return BTreeSet::new();
+        }
+        let Some((home, name, _)) = asked(&meta.labels, self.namespace_labels(namespace), namespace) else {
+            return BTreeSet::new();
+        };
+        let canary = self.canary(meta).map(|(_, home, name)| (home, name));
+        let serves = |(home, name): &(&str, &str)| {
+            let Some(gateway) = self.gateways.gateways.get(&(*home, *name)) else { return false };
+            let admits = gateways::hbone(gateway).is_some_and(|(listener, _)| {
+                listener.admits(home, namespace, self.namespace_labels(namespace))
+            });
+            admits && self.serves(gateway, Traffic::Service) && self.owner(gateway) == Owner::Us
+        };
+        let both = [Some((home, name)), canary].into_iter().flatten();
+        both.filter(serves).map(|(home, name)| format!("{home}/{name}")).collect()
+    }
+
+    /// Namespace and name of the Gateway that a service asks for, whatever became of that.
+    pub(super) fn wanted<'m>(&'m self, meta: &'m ObjectMeta) -> Option<(&'m str, &'m str)> {
+        let namespace = meta.namespace.as_str();
+        asked(&meta.labels, self.namespace_labels(namespace), namespace).map(|(home, name, _)| (home, name))
+    }
+
+    /// Whether there is somebody at a Gateway, given as `namespace/name`.
+    pub(super) fn is_programmed(&self, gateway: &str) -> bool {
+        let gateway = gateway.split_once('/').and_then(|key| self.gateways.gateways.get(&key));
+        gateway.is_some_and(|it| it.status.programmed)
+    }
+
+    /// Whose a Gateway is.
+    pub(super) fn owner(&self, gateway: &Gateway) -> Owner {
+        let class = gateway.spec.gateway_class_name.as_str();
+        gateways::owner(class, self.gateways.classes.get(class).copied(), self.settings.compat)
     }
 
     fn bound_to(&self, gateway: &Gateway, asks: Asks<'_>) -> Bound {
@@ -239,9 +283,7 @@ impl View<'_> {
     /// Where a waypoint is reached: by the name of its Service if that is ours to make, else as its addresses say.
     fn address_of(&self, gateway: &Gateway, port: u16) -> GatewayAddress {
         let home = gateway.metadata.namespace.as_str();
-        let class = gateway.spec.gateway_class_name.as_str();
-        let ours = gateways::owner(class, self.gateways.classes.get(class).copied(), self.settings.compat);
-        let addresses = match ours {
+        let addresses = match self.owner(gateway) {
             Owner::Us => &gateway.spec.addresses,
             Owner::Other | Owner::Unknown => &gateway.status.addresses,
         };

@@ -1,7 +1,8 @@
 //! The Kubernetes objects the mesh reads, and how a directory of manifests becomes them.
 //!
 //! Core kinds ([`core`]) accept and ignore fields they do not know: real manifests carry many. Mesh kinds
-//! ([`security`], [`networking`]) refuse an unknown field in their `spec`: one that is skipped there may fail open.
+//! ([`security`], [`networking`]) refuse an unknown field in their `spec`: one that is skipped there may fail open. In [`routes`] it
+//! breaks the rule that it stands in.
 //! No client and no clock; [`manifest`] is the only module that touches a file system.
 pub mod core;
 pub mod discovery;
@@ -13,6 +14,7 @@ pub mod meta;
 pub mod network_policy;
 pub mod networking;
 pub mod object;
+pub mod routes;
 pub mod security;
 pub mod status;
 mod unenforced;

@@ -13,6 +13,7 @@ use crate::manifest::tree::{self, Value, path_key};
 use crate::meta::ObjectMeta;
 use crate::network_policy::{self, NetworkPolicy, OtherNetworkPolicy};
 use crate::networking::{ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec};
+use crate::routes::{self, ReferenceGrant, Route, RouteType};
 use crate::security::{
     AuthorizationPolicy, AuthorizationPolicySpec, PeerAuthentication, PeerAuthenticationSpec,
 };
@@ -38,6 +39,11 @@ pub enum Object {
     OtherNetworkPolicy(Box<OtherNetworkPolicy>),
     Gateway(Box<Gateway>),
     GatewayClass(Box<GatewayClass>),
+    HTTPRoute(Box<Route>),
+    GRPCRoute(Box<Route>),
+    TCPRoute(Box<Route>),
+    TLSRoute(Box<Route>),
+    ReferenceGrant(Box<ReferenceGrant>),
 }
 
 /// The kinds.
@@ -58,6 +64,11 @@ pub enum Kind {
     OtherNetworkPolicy,
     Gateway,
     GatewayClass,
+    HTTPRoute,
+    GRPCRoute,
+    TCPRoute,
+    TLSRoute,
+    ReferenceGrant,
 }
 
 /// What makes an object the same object.
@@ -139,6 +150,11 @@ impl Object {
             Self::OtherNetworkPolicy(_) => Kind::OtherNetworkPolicy,
             Self::Gateway(_) => Kind::Gateway,
             Self::GatewayClass(_) => Kind::GatewayClass,
+            Self::HTTPRoute(_) => Kind::HTTPRoute,
+            Self::GRPCRoute(_) => Kind::GRPCRoute,
+            Self::TCPRoute(_) => Kind::TCPRoute,
+            Self::TLSRoute(_) => Kind::TLSRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 
@@ -159,6 +175,18 @@ impl Object {
             Self::OtherNetworkPolicy(it) => &it.metadata,
             Self::Gateway(it) => &it.metadata,
             Self::GatewayClass(it) => &it.metadata,
+            Self::HTTPRoute(it) | Self::GRPCRoute(it) | Self::TCPRoute(it) | Self::TLSRoute(it) => {
+                &it.metadata
+            }
+            Self::ReferenceGrant(it) => &it.metadata,
+        }
+    }
+
+    /// It as a route, if it is one of any kind.
+    pub fn route(&self) -> Option<&Route> {
+        match self {
+            Self::HTTPRoute(it) | Self::GRPCRoute(it) | Self::TCPRoute(it) | Self::TLSRoute(it) => Some(it),
+            _ => None,
         }
     }
 
@@ -220,6 +248,14 @@ impl Object {
             ("gateway.networking.k8s.io", _, "Gateway" | "GatewayClass") => {
                 Self::decode_gateway(document, api_version, kind)
             }
+            ("gateway.networking.k8s.io", _, "ReferenceGrant") => {
+                known_version(api_version, &["v1", "v1beta1"])?;
+                let (metadata, spec) = (metadata(document, true)?, mesh_spec(document)?);
+                Ok(Self::ReferenceGrant(Box::new(ReferenceGrant { metadata, spec })))
+            }
+            ("gateway.networking.k8s.io", _, kind) if RouteType::of_kind(kind).is_some() => {
+                Self::decode_route(document, api_version, kind)
+            }
             (_, _, restricting) if network_policy::restricts(restricting) => {
                 Ok(Self::OtherNetworkPolicy(Box::new(other_network_policy(document, api_version, kind))))
             }
@@ -233,10 +269,7 @@ impl Object {
     }
 
     fn decode_gateway(document: &tree::Node, api_version: &str, kind: &str) -> Result<Self, DecodeError> {
-        if !["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"].contains(&api_version) {
-            let expected = "gateway.networking.k8s.io/v1 or v1beta1";
-            return Err(DecodeError::one("apiVersion", api_version, "unknown version", expected));
-        }
+        known_version(api_version, &["v1", "v1beta1"])?;
         let namespaced = kind == "Gateway";
         let metadata = metadata(document, namespaced)?;
         if !namespaced {
@@ -249,6 +282,24 @@ impl Object {
         let status = document.get("status").and_then(|it| from_node::<WrittenStatus>(it, Nulls::Absent).ok());
         let status = status.unwrap_or_default().into();
         Ok(Self::Gateway(Box::new(Gateway { metadata, spec, status })))
+    }
+
+    /// What does not fit is for the route itself to say: it breaks a rule, and not the object.
+    fn decode_route(document: &tree::Node, api_version: &str, kind: &str) -> Result<Self, DecodeError> {
+        let of = RouteType::of_kind(kind).unwrap_or(RouteType::Http);
+        let versions: &[&str] = match of {
+            RouteType::Http => &["v1", "v1beta1"],
+            RouteType::Grpc | RouteType::Tcp => &["v1", "v1alpha2"],
+            RouteType::Tls => &["v1", "v1alpha3", "v1alpha2"],
+        };
+        known_version(api_version, versions)?;
+        let route = Box::new(routes::read(of, metadata(document, true)?, document));
+        Ok(match of {
+            RouteType::Http => Self::HTTPRoute(route),
+            RouteType::Grpc => Self::GRPCRoute(route),
+            RouteType::Tcp => Self::TCPRoute(route),
+            RouteType::Tls => Self::TLSRoute(route),
+        })
     }
 
     /// What is wrong with a document of a kind that nothing enforces yet; `None` if it is of another kind.
@@ -329,6 +380,15 @@ impl fmt::Display for ObjectKey {
         }
         f.write_str(&self.name)
     }
+}
+
+fn known_version(api_version: &str, versions: &[&str]) -> Result<(), DecodeError> {
+    let version = api_version.split_once('/').map_or("", |(_, version)| version);
+    if versions.contains(&version) {
+        return Ok(());
+    }
+    let expected = format!("gateway.networking.k8s.io/ and one of {}", versions.join(", "));
+    Err(DecodeError::one("apiVersion", api_version, "unknown version", &expected))
 }
 
 /// Its kind has rules of its own for names, so none is refused.

@@ -67,7 +67,7 @@ fn policies(seen: &Seen, found: &mut Vec<Problem>) {
         _ => None,
     });
     for status in first.into_iter().flatten() {
-        let Some(problem) = judged(seen, status) else { continue };
+        let Some(problem) = judged(status) else { continue };
         told.insert(problem.object.clone());
         found.push(problem);
     }
@@ -79,22 +79,16 @@ fn policies(seen: &Seen, found: &mut Vec<Problem>) {
     }
 }
 
-fn judged(seen: &Seen, status: &PolicyStatus) -> Option<Problem> {
+fn judged(status: &PolicyStatus) -> Option<Problem> {
     let place = object(&status.kind, &status.namespace, &status.name);
     let edit = format!("kubectl -n {} edit {} {}", status.namespace, status.kind.to_lowercase(), status.name);
     let message = format!("{}: {}", status.reason, status.message);
     match status.reason.as_str() {
         "Accepted" => None,
-        "TargetRef" if has_waypoint(seen, &status.namespace) => None,
         "Invalid" => Some(Problem::error(Reason::PolicyNotAccepted, place, message).todo(edit)),
         _ if !status.accepted => Some(Problem::error(Reason::PolicyNotAccepted, place, message).todo(edit)),
         _ => Some(Problem::warning(Reason::PolicyNotAsWritten, place, message).todo(edit)),
     }
-}
-
-fn has_waypoint(seen: &Seen, namespace: &str) -> bool {
-    let waypoints = seen.waypoints.iter().flatten();
-    waypoints.filter(|it| it.namespace == namespace).any(|it| it.programmed == Some(true))
 }
 
 fn conditions(policy: &Policy, place: Object) -> Option<Problem> {

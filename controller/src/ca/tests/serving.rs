@@ -21,14 +21,14 @@ use tonic::{Code, Request, Status};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{HOUR, NAME, authority, clock, workload};
-use crate::auth::{Caller, NodeName};
+use crate::auth::{Caller, Grant, NodeName};
 use crate::ca::request::MAX_REQUEST;
 use crate::ca::service::CaService;
 use crate::ca::{
     Authority, CaConfig, CaMetrics, NodeAuthenticator, NodeIdentities, Serving, server_config, service,
 };
 
-/// Tokens are `token-<node>`; who runs where is a list.
+/// Tokens are `token-<node>` of a node's proxy, `pod-<account>` of a pod on node n1; who runs where is a list.
 #[derive(Default)]
 struct Cluster {
     pods: Mutex<HashSet<(NodeName, Identity)>>,
@@ -44,6 +44,11 @@ impl Cluster {
 impl NodeAuthenticator for Cluster {
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let token = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        if let Some(account) = token.and_then(|token| token.strip_prefix("Bearer pod-")) {
+            let (namespace, account) = (workload(account).namespace().to_string(), account.to_owned());
+            let grant = Grant::Own { namespace, account, pod: "w-0".to_owned() };
+            return Ok(Caller { node: NodeName::from("n1"), grant });
+        }
         let node = token.and_then(|token| token.strip_prefix("Bearer token-"));
         node.map(|node| Caller::node(NodeName::from(node)))
             .ok_or_else(|| Status::unauthenticated("secret detail of the authenticator"))
@@ -157,6 +162,30 @@ async fn a_node_gets_no_certificate_of_anothers_pod() {
     client.sign(csr.pem(), &workload("b"), HOUR).await.unwrap();
     world.cluster.pods.lock().clear();
     client.sign(csr.pem(), &workload("b"), HOUR).await.unwrap_err();
+}
+
+/// D49: a waypoint is such a pod.
+#[tokio::test]
+async fn a_pod_gets_its_own_certificate_and_no_other() {
+    let world = World::new();
+    for account in ["w", "b"] {
+        world.cluster.run("n1", workload(account));
+    }
+    let client = world.client("pod-w");
+    let config = ManagerConfig { lifetime: Duration::from_secs(20), ..ManagerConfig::default() };
+    let manager = CertificateManager::new(Arc::new(client), config, clock());
+    assert_eq!(manager.get(&workload("w")).await.unwrap().identity(), &workload("w"));
+    // One that names nobody is meant as itself.
+    let mut unnamed = message(&workload("w"));
+    unnamed.metadata = None;
+    world.ask("pod-w", unnamed).await.unwrap();
+    let status = world.ask("pod-w", message(&workload("b"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!((world.metrics.issued(), world.metrics.refused("not_trusted")), (2, 1));
+    // Not even its own once it is gone.
+    world.cluster.pods.lock().clear();
+    world.ask("pod-w", message(&workload("w"))).await.unwrap_err();
+    assert_eq!(world.metrics.refused("not_on_node"), 1);
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ struct Mesh {
 }
 
 /// All of them.
-const MESH: [Mesh; 6] = [
+const MESH: [Mesh; 11] = [
     Mesh {
         group: "security.istio.io",
         kind: "AuthorizationPolicy",
@@ -79,6 +79,41 @@ const MESH: [Mesh; 6] = [
         plural: "gatewayclasses",
         versions: &["v1", "v1beta1"],
         is: Kind::GatewayClass,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "HTTPRoute",
+        plural: "httproutes",
+        versions: &["v1", "v1beta1"],
+        is: Kind::HTTPRoute,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "GRPCRoute",
+        plural: "grpcroutes",
+        versions: &["v1", "v1alpha2"],
+        is: Kind::GRPCRoute,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "TCPRoute",
+        plural: "tcproutes",
+        versions: &["v1", "v1alpha2"],
+        is: Kind::TCPRoute,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "TLSRoute",
+        plural: "tlsroutes",
+        versions: &["v1", "v1alpha3", "v1alpha2"],
+        is: Kind::TLSRoute,
+    },
+    Mesh {
+        group: "gateway.networking.k8s.io",
+        kind: "ReferenceGrant",
+        plural: "referencegrants",
+        versions: &["v1", "v1beta1"],
+        is: Kind::ReferenceGrant,
     },
 ];
 
@@ -217,7 +252,7 @@ fn of(list: &APIGroupDiscoveryList) -> Defined {
             // The first is the one that the API server prefers.
             group.versions.iter().take(1).collect()
         } else {
-            let read = ["v1", "v1beta1", "v1alpha3"];
+            let read = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
             let version = |name| group.versions.iter().find(|it| it.version.as_deref() == Some(name));
             read.into_iter().filter_map(version).collect()
         };

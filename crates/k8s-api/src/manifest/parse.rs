@@ -10,7 +10,7 @@ use crate::object::{DecodeError, Decoded, Object, ObjectKey};
 /// Errors reported for one file; a file that is no manifest at all would fill the page otherwise.
 const MAX_ERRORS: usize = 50;
 
-const UNENFORCED: &str = "only a waypoint would act on it, and this version has no program for them";
+const UNENFORCED: &str = "only a waypoint would act on it, and waypoints of this version do not";
 
 /// What a file holds. It is good only if `errors` is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,6 +121,16 @@ impl Reader {
                 "{key}: enforced by a cluster's network alone; here it only keeps pods from being handed over on a node"
             );
             self.out.notes.push(Note { file: self.file.to_string(), line: document.line, text });
+        }
+        if let Some(route) = object.route() {
+            for fault in route.faults().take(MAX_ERRORS) {
+                let text = format!("{key}: {fault}: what the rule matches is answered with an error");
+                self.out.notes.push(Note {
+                    file: self.file.to_string(),
+                    line: fault.line.max(document.line),
+                    text,
+                });
+            }
         }
         self.seen.insert(key);
         let manifest = Manifest { file: Arc::clone(&self.file), line: document.line, object };
