@@ -44,13 +44,17 @@ impl World {
             let _ = Cluster::down(&files);
         })?;
         let world = Self { api: cluster.api(), cluster };
-        for image in images()? {
-            let archive = files.at("image.tar");
-            image.write(&files.at("image"), &archive)?;
-            world.cluster.import(&archive)?;
-            fs::remove_file(&archive)?;
-        }
+        images()?.iter().try_for_each(|image| world.bring(image))?;
         Ok(world)
+    }
+
+    /// Brings an image to every node.
+    pub fn bring(&self, image: &Image) -> Result<()> {
+        let files = self.cluster.files();
+        let archive = files.at("image.tar");
+        image.write(&files.at("image"), &archive)?;
+        self.cluster.import(&archive)?;
+        Ok(fs::remove_file(&archive)?)
     }
 
     /// Installs the chart with helm and waits until all of it is ready.
