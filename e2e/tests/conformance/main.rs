@@ -9,19 +9,14 @@ mod world;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use culvert_cluster::images::Image;
-use culvert_cluster::run;
-use serde_json::Value;
-use world::{PATIENCE, World};
+use world::World;
 
-/// The suite's version, and that of the kinds it wants to find.
-const VERSION: &str = "v1.6.3";
 /// The application, by the names that the suite's manifests have for it.
 const ECHO: [&str; 1] = ["registry.k8s.io/gateway-api/echo-advanced:v1.5.1"];
-/// As they are counted by the suite: 20 that are about a feature of the mesh profiles or a route's, and none is skipped.
+/// None is skipped.
 const TESTS: usize = 22;
 
 #[test]
@@ -38,7 +33,7 @@ fn suite() -> Result<usize> {
         .context("CONFORMANCE_BIN is not set: the directory of mesh.test, client and server (`make conformance` builds it)")?
         .into();
     let world = World::start()?;
-    kinds(&world)?;
+    world.gateway_api()?;
     world.bring(&echo(&world, &programs)?)?;
     world.install(&[])?;
     let (log, report) = (programs.join("mesh.log"), programs.join("mesh.yaml"));
@@ -48,26 +43,14 @@ fn suite() -> Result<usize> {
     let output = File::create(&log)?;
     let status = suite.stdout(output.try_clone()?).stderr(output).status()?;
     let said = fs::read_to_string(&log)?;
-    let lines = |mark: &str| said.lines().filter(|line| line.starts_with(mark)).map(str::to_owned).collect::<Vec<_>>();
+    let lines = |mark: &str| {
+        said.lines().filter(|line| line.starts_with(mark)).map(str::to_owned).collect::<Vec<_>>()
+    };
     for line in [lines("    --- FAIL"), lines("    --- SKIP"), lines("    --- PASS")].concat() {
         println!("{line}");
     }
     ensure!(lines("    --- FAIL").is_empty() && status.success(), "{} says what failed", log.display());
     Ok(lines("    --- PASS: TestMesh/Mesh").len())
-}
-
-/// The Gateway API's own definitions, at their standard channel, as the suite wants them.
-fn kinds(world: &World) -> Result<()> {
-    let module = format!("sigs.k8s.io/gateway-api@{VERSION}");
-    let said = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
-    let said: Value = serde_json::from_str(&said)?;
-    let dir = PathBuf::from(said["Dir"].as_str().context("no directory")?).join("config/crd/standard");
-    world.api.kubectl(&["apply", "--server-side", "-f", &dir.to_string_lossy()])?;
-    world.api.wait("the kinds of the Gateway API", PATIENCE, |api| {
-        let served = api.get("/apis/gateway.networking.k8s.io/v1")?;
-        let has = |name: &str| served["resources"].as_array().is_some_and(|all| all.iter().any(|it| it["name"] == name));
-        Ok(["httproutes", "grpcroutes", "gateways"].iter().all(|it| has(it)).then_some(()))
-    })
 }
 
 /// The suite's application: a client and a server, and the certificate that the server wants.

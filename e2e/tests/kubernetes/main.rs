@@ -8,6 +8,7 @@ mod faults;
 mod leave;
 mod load;
 mod rollout;
+mod waypoint;
 mod world;
 
 use culvert_e2e::checks::Checks;
@@ -19,6 +20,7 @@ fn the_mesh_in_a_real_cluster() {
     let mut checks = Checks::default();
     demo::run(&world, &mut checks);
     rollout::run(&world, &mut checks);
+    waypoint::run(&world, &mut checks);
     checks.finish();
 }
 
