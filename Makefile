@@ -11,7 +11,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := $(TARGET)/$(HOST)/release
 K8S := $(abspath $(TARGET))/k8s/bin
 STATIC := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
-PROGRAMS := culvert-cli culvert-ztunnel culvert-controller culvert-bench
+PROGRAMS := culvert-cli culvert-ztunnel culvert-waypoint culvert-controller culvert-bench
 DENY_VERSION := 0.20.2
 MUTANTS_VERSION := 27.1.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
@@ -21,11 +21,12 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours: see interop. `api_scale` measures, and is for a machine that does nothing else.
-E2E := $(filter-out ambient api_scale,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours: see interop. `api_scale` measures, and is for a machine that does nothing else;
+# `conformance` has a build of its own.
+E2E := $(filter-out ambient api_scale conformance,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes conformance cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -106,17 +107,21 @@ api-server: setup-test build cluster-programs ## The tests under a real Kubernet
 kubernetes: setup-test build cluster-programs ## The tests in a real Kubernetes of two nodes
 	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,kubernetes) --nocapture
 
+conformance: setup-test build cluster-programs ## The mesh tests of the Gateway API's conformance suite, in a real Kubernetes
+	e2e/conformance/build $(K8S)/../conformance
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) CONFORMANCE_BIN=$(abspath $(TARGET))/k8s/conformance $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,conformance) --ignored --nocapture
+
 CLUSTER := KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo run --locked --quiet -p culvert-cluster --
 
 images: build ## Image archives of the static programs, without a container engine, into target/images
 	@mkdir -p $(TARGET)/images
-	@for program in controller ztunnel; do \
+	@for program in controller ztunnel waypoint; do \
 		cargo run --locked --quiet -p culvert-cluster -- image culvert/$$program:$(VERSION) $(BIN)/$$program $(TARGET)/images/$$program-$(VERSION).tar; done
 	@ls -l $(TARGET)/images
 
 cluster: setup-test build cluster-programs ## Start a real Kubernetes of two nodes on this machine, with the mesh's images on them
 	@$(CLUSTER) up
-	@for program in controller ztunnel; do $(CLUSTER) load docker.io/culvert/$$program:$(VERSION) $(BIN)/$$program; done
+	@for program in controller ztunnel waypoint; do $(CLUSTER) load docker.io/culvert/$$program:$(VERSION) $(BIN)/$$program; done
 	@echo "install the mesh:  scripts/cluster culvert install"
 	@echo "look around:       scripts/cluster kubectl get pods -A"
 	@echo "end it:            make cluster-down"

@@ -9,6 +9,7 @@ mod leave;
 mod load;
 mod rollout;
 mod told;
+mod waypoint;
 mod world;
 
 use culvert_e2e::checks::Checks;
@@ -21,6 +22,7 @@ fn the_mesh_in_a_real_cluster() {
     demo::run(&world, &mut checks);
     rollout::run(&world, &mut checks);
     told::run(&world, &mut checks);
+    waypoint::run(&world, &mut checks);
     checks.finish();
 }
 

@@ -23,6 +23,8 @@ pub const MOMENT: Duration = Duration::from_secs(5);
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Of what a capture sees, so much is kept to tell where a marker was seen.
 const KEPT: usize = 64 << 20;
+/// Where the kinds of the Gateway API are, of the version that the conformance suite wants.
+const GATEWAY_API: &str = "sigs.k8s.io/gateway-api@v1.6.3";
 /// Version of the chart and of the images.
 const TAG: &str = env!("CARGO_PKG_VERSION");
 
@@ -44,13 +46,32 @@ impl World {
             let _ = Cluster::down(&files);
         })?;
         let world = Self { api: cluster.api(), cluster };
-        for image in images()? {
-            let archive = files.at("image.tar");
-            image.write(&files.at("image"), &archive)?;
-            world.cluster.import(&archive)?;
-            fs::remove_file(&archive)?;
-        }
+        images()?.iter().try_for_each(|image| world.bring(image))?;
         Ok(world)
+    }
+
+    /// Brings an image to every node.
+    pub fn bring(&self, image: &Image) -> Result<()> {
+        let files = self.cluster.files();
+        let archive = files.at("image.tar");
+        image.write(&files.at("image"), &archive)?;
+        self.cluster.import(&archive)?;
+        Ok(fs::remove_file(&archive)?)
+    }
+
+    /// Installs the Gateway API's own definitions, at their standard channel.
+    pub fn gateway_api(&self) -> Result<()> {
+        let said = run(Command::new("go").args(["mod", "download", "-json", GATEWAY_API]))?;
+        let said: Value = serde_json::from_str(&said)?;
+        let dir = Path::new(said["Dir"].as_str().context("no directory")?).join("config/crd/standard");
+        self.api.kubectl(&["apply", "--server-side", "-f", &dir.to_string_lossy()])?;
+        self.api.wait("the kinds of the Gateway API", PATIENCE, |api| {
+            let served = api.get("/apis/gateway.networking.k8s.io/v1")?;
+            let has = |name: &str| {
+                served["resources"].as_array().is_some_and(|all| all.iter().any(|it| it["name"] == name))
+            };
+            Ok(["httproutes", "grpcroutes", "gateways"].iter().all(|it| has(it)).then_some(()))
+        })
     }
 
     /// Installs the chart with helm and waits until all of it is ready.
@@ -282,7 +303,7 @@ fn images() -> Result<Vec<Image>> {
         &["sh", "sleep", "cat", "curl", "/usr/bin/python3", env!("CARGO_BIN_EXE_peer")],
         &["/usr/lib/python3.11"],
     )?;
-    Ok(vec![ours("controller")?, ours("ztunnel")?, application])
+    Ok(vec![ours("controller")?, ours("ztunnel")?, ours("waypoint")?, application])
 }
 
 fn rand_word() -> u64 {
