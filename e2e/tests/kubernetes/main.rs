@@ -38,3 +38,14 @@ fn whatever_ends_comes_back_and_the_mesh_leaves_nothing_behind() {
     leave::check(&world, &mut checks);
     checks.finish();
 }
+
+#[test]
+#[ignore = "tmp"]
+fn tmp_waypoint() {
+    let world = World::start().expect("a cluster");
+    let mut checks = Checks::default();
+    demo::run(&world, &mut checks);
+    waypoint::run(&world, &mut checks);
+    told::run(&world, &mut checks);
+    checks.finish();
+}

@@ -71,8 +71,12 @@ fn through(world: &World) -> Result<()> {
     world.api.wait("a line of the waypoint's way", MOMENT, |_| {
         let (marker, report) = world.marked_request(CLIENT, &format!("{NAME}/"))?;
         ensure!(report.hits(marker.as_bytes()) == 0, "read on the wire");
-        let log = world.log(world.cluster.node("node-b")?, "ztunnel")?;
-        Ok(log.lines().any(|it| it.contains("direction=inbound") && it.contains("sa/waypoint")).then_some(()))
+        let words = ["hello/sa/client", "dst.service=hello.hello.svc.cluster.local", "status=200"];
+        let mut lines = Vec::new();
+        for node in world.cluster.nodes() {
+            lines.extend(world.log_of(node, "hello", "waypoint")?.lines().map(str::to_owned));
+        }
+        Ok(lines.iter().any(|it| words.iter().all(|word| it.contains(word))).then_some(()))
     })?;
     ensure!(world.pods("hello")?.iter().all(is_ready), "a pod is not ready");
     Ok(())

@@ -191,10 +191,15 @@ impl World {
 
     /// What the containers of a program of the mesh said on a node, those that ended too, oldest first.
     pub fn log(&self, node: &Node, program: &str) -> Result<String> {
+        self.log_of(node, SYSTEM, program)
+    }
+
+    /// What the containers of pods of a namespace said on a node, by the first part of the pods' names.
+    pub fn log_of(&self, node: &Node, namespace: &str, program: &str) -> Result<String> {
         let pods = node.dir().join("var/log/pods");
         let mut files = Vec::new();
         for pod in fs::read_dir(&pods)?.flatten() {
-            if !pod.file_name().to_string_lossy().starts_with(&format!("{SYSTEM}_{program}-")) {
+            if !pod.file_name().to_string_lossy().starts_with(&format!("{namespace}_{program}-")) {
                 continue;
             }
             for container in fs::read_dir(pod.path())?.flatten() {
