@@ -44,10 +44,16 @@ pub async fn handle(served: Arc<Served>, mut request: Request<Incoming>) -> Resp
     let world = served.shared.state.load_full();
     exchange.source = observe::source(&served.shared, &world.snapshot, &served.asked.peer);
     exchange.service = served.asked.target.service().cloned();
+    let place = served.shared.requests.clone().try_acquire_owned();
     let answered = match Head::read(parts) {
+        _ if place.is_err() => {
+            let detail = "as many requests as there may be are being served";
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", Reason::Overloaded, detail))
+        }
         Ok(head) => answer(&served, &world, head, incoming, &mut exchange).await,
         Err(bad) => Err(Refusal::new(bad.status, "bad request", Reason::BadRequest, bad.detail)),
     };
+    exchange.place = place.ok();
     match answered {
         Ok(Answer::Passed(passed)) => deliver::response(&served, exchange, *passed, client_upgrade, serving),
         Ok(Answer::Made(response)) => deliver::local(exchange, response, serving),

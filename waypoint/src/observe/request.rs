@@ -9,6 +9,7 @@ use culvert_model::outcome::Reason;
 use culvert_model::service::Service;
 use culvert_model::workload::Workload;
 use http::{Method, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::labels::{Labels, Parties, RequestLabels};
 use super::metrics::Sizes;
@@ -56,6 +57,8 @@ pub struct Exchange {
     pub response_bytes: u64,
     /// All of it has passed.
     pub complete: bool,
+    /// Its place among the requests that are being served.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 impl Exchange {
@@ -88,6 +91,7 @@ impl Exchange {
             request_bytes: Arc::default(),
             response_bytes: 0,
             complete: false,
+            place: None,
         }
     }
 

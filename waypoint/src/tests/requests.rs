@@ -309,3 +309,45 @@ async fn a_client_that_leaves_in_the_middle_is_noticed() {
     };
     soon(counted).await;
 }
+
+/// W25. Traffic that is addressed to a workload itself has policies and no routes.
+#[tokio::test]
+async fn a_workload_by_its_address() {
+    let (world, app) = plain(AppProtocol::Http11).await;
+    let mut one = pod("one", app.address, &[WEB]);
+    let asked = app.address.to_string();
+    let client = identity("shop", "client");
+    assert!(world.tunnel_to(&client, &asked).await.is_err(), "it is not bound");
+    one.waypoint = web(AppProtocol::Http11).waypoint;
+    let nowhere = vec![route(vec![rule("/nowhere", &[(WEB, 1)])])];
+    world.know(vec![web(AppProtocol::Http11)], vec![one], nowhere);
+    let tunnel = world.tunnel_to(&client, &asked).await.unwrap();
+    let mut client = http1(&world.tasks, tunnel).await;
+    assert_eq!(ask(&mut client, get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn there_are_only_so_many_tunnels_and_requests() {
+    let world = World::with(&["--max-tunnels=1", "--max-requests=1"]).await;
+    let app = App::start(&world.tasks, "one", "127.0.0.1").await;
+    world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![]);
+    let client = http2(&world.tasks, world.tunnel().await).await;
+    match world.tunnel_to(&identity("shop", "client"), "198.18.0.1:80").await {
+        Err(ConnectError::Refused { status, .. }) => assert_eq!(status, 503),
+        other => panic!("{other:?}"),
+    }
+    let stalled = Request::get("http://web/").header("x-stall", "1").body(Full::default()).unwrap();
+    let held = client.clone().send_request(stalled);
+    world.tasks.spawn("held", async move {
+        let _ = held.await;
+    });
+    let arrived = async {
+        while app.served() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(arrived).await;
+    let second = Request::get("http://web/").body(Full::default()).unwrap();
+    let got = read(soon(client.clone().send_request(second)).await.unwrap()).await;
+    assert_eq!((got.status, got.body.as_str()), (503, "overloaded"));
+}
