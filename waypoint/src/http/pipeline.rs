@@ -90,12 +90,12 @@ async fn answer(
     let namespace = served.asked.peer.facts.identity.namespace();
     let plan = match route::plan(&world.routes, &target, namespace, &head) {
         Ok(plan) => plan,
-        Err((refusal, name)) => {
-            exchange.route = name;
+        Err((refusal, chosen)) => {
+            exchange.route = chosen;
             return Err(refusal);
         }
     };
-    exchange.route.clone_from(&plan.name);
+    exchange.route.clone_from(&plan.chosen);
     let applied = filters::apply(&plan, &mut head, target.port());
     if let Some(response) = applied.answer {
         return Ok(Answer::Made(response));
@@ -104,7 +104,7 @@ async fn answer(
         let detail = "a rule without a backend and without an answer";
         return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no backend", Reason::Internal, detail));
     };
-    let keep = plan.retry.is_some();
+    let keep = plan.retry().is_some();
     let body = Replay::new(incoming, keep, exchange.request_bytes.clone());
     let asked =
         forward::Asked { permit, served, world, plan: &plan, to, head: &head, mirrors: &applied.mirrors };

@@ -15,6 +15,7 @@ use super::labels::{Labels, Parties, RequestLabels};
 use super::metrics::Sizes;
 use crate::accept::Peer;
 use crate::endpoint::{Address, Endpoint};
+use crate::http::route::Chosen;
 use crate::shared::{Failure, Shared};
 
 /// Longest path that is written into the log.
@@ -36,7 +37,7 @@ pub struct Exchange {
     /// What was asked for.
     pub service: Option<Arc<Service>>,
     /// Kind, name and rule of the route.
-    pub route: Option<String>,
+    pub route: Option<Chosen>,
     /// The policy that decided.
     pub policy: Option<String>,
     /// What policies on trial would have done.
@@ -147,7 +148,7 @@ impl Exchange {
             path = %self.path,
             status = code,
             grpc_status = self.grpc_status,
-            route = self.route.as_deref(),
+            route = self.route.as_ref().map(tracing::field::display),
             policy = self.policy.as_deref(),
             dry_run = self.dry_run.as_deref(),
             attempts = (self.attempts > 1).then_some(self.attempts),
