@@ -240,6 +240,13 @@ async fn attempt(
         })?,
     };
     match outcome {
+        Ok((response, _))
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked.head.upgrade.is_none() =>
+        {
+            let detail = "the application changed the protocol without being asked";
+            let failure = Failure::new(Reason::UpstreamReset, detail);
+            Err(Failed { failure, unsent: false, reused: false, timed_out: false })
+        }
         Ok((response, give_back)) => {
             Ok(Passed { response, give_back, in_progress, deadline, changes: Changes::default() })
         }

@@ -181,6 +181,14 @@ async fn a_websocket_passes() {
     assert_eq!(&heard, b"frames");
 }
 
+/// An application that changes the protocol when nobody asked is not believed.
+#[tokio::test]
+async fn nobody_is_upgraded_unasked() {
+    let (world, _app) = plain(AppProtocol::Http11).await;
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    assert_eq!(ask(&mut client, get("/upgrade")).await.status, 503);
+}
+
 /// What HTTP/1 lets people write ambiguously is refused, and the application hears nothing of it.
 #[tokio::test]
 async fn ambiguous_heads_are_refused() {
