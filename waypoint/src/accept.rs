@@ -146,8 +146,14 @@ async fn streams(shared: &Arc<Shared>, worker: &Arc<Worker>, mut connection: Con
         };
         match incoming {
             Some(Ok(incoming)) => {
+                let Ok(place) = shared.tunnels.clone().try_acquire_owned() else {
+                    // As a destination that refuses: the client's proxy may try another waypoint.
+                    let _ = incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new());
+                    shared.metrics.refused(Reason::Overloaded);
+                    continue;
+                };
                 let served = stream(shared.clone(), worker.clone(), peer.clone(), incoming);
-                worker.spawn("stream", served);
+                worker.spawn("stream", served.map(move |()| drop(place)));
             }
             Some(Err(cause)) => {
                 tracing::debug!(peer = %peer.address, %cause, "an HBONE connection was lost");

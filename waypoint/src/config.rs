@@ -109,6 +109,12 @@ pub struct ProxyConfig {
     /// HBONE connections at once. Each idle one holds about 30 KB.
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 50_000)]
     pub max_connections: usize,
+    /// Tunnels at once, of all connections.
+    #[arg(long, env = "MAX_TUNNELS", default_value_t = 200_000)]
+    pub max_tunnels: usize,
+    /// Requests at once, of all tunnels. Each holds about 20 KB while nothing of its bodies waits.
+    #[arg(long, env = "MAX_REQUESTS", default_value_t = 100_000)]
+    pub max_requests: usize,
     /// Where each setting came from, for the admin page.
     #[arg(skip)]
     pub effective: Effective,

@@ -54,6 +54,10 @@ pub struct Shared {
     pub readiness: Readiness,
     /// The process's drain.
     pub drain: DrainWatcher,
+    /// Places of tunnels.
+    pub tunnels: Arc<Semaphore>,
+    /// Places of requests.
+    pub requests: Arc<Semaphore>,
     workers: Vec<Arc<Worker>>,
     next: AtomicUsize,
 }
@@ -110,6 +114,8 @@ impl Shared {
                 cluster: config.cluster_id.as_str().into(),
             },
             tls: TlsConfigs::new(&config),
+            tunnels: Arc::new(Semaphore::new(config.max_tunnels)),
+            requests: Arc::new(Semaphore::new(config.max_requests)),
             config,
             identity,
             certificates,

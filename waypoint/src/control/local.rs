@@ -236,3 +236,58 @@ fn bytes_of_addresses(value: &mut Value) {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+services:
+- name: web
+  namespace: shop
+  hostname: web.shop
+  addresses: [{address: 198.18.0.1}]
+routes:
+- {kind: HTTPRoute, namespace: shop, name: r, serviceNamespace: shop, serviceHostname: web.shop, port: 80}
+policies:
+- {namespace: shop, name: p, action: DENY}
+"#;
+
+    #[test]
+    fn a_file_says_it_all() {
+        let (part, _) = parse(FILE).unwrap();
+        assert_eq!((part.update.addresses.len(), part.routes.len(), part.policies.len()), (1, 1, 1));
+        assert_eq!(*part.routes[0].resource, *"HTTPRoute/shop/r/shop/web.shop/80");
+        assert_eq!(*part.policies[0].0, *"shop/p");
+    }
+
+    #[test]
+    fn what_is_wrong_refuses_the_file() {
+        for (from, to) in [
+            ("name: r,", "name: r, made_up: 1,"),
+            ("action: DENY", "action: MAYBE"),
+            ("kind: HTTPRoute", "kind: Ingress"),
+            ("policies:", "polices:"),
+            ("198.18.0.1", "198.18.0"),
+        ] {
+            assert!(parse(&FILE.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_there_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("local.yaml");
+        std::fs::write(&path, FILE).unwrap();
+        let mut file = LocalFile::new(&path);
+        assert!(file.read().unwrap().is_some());
+        assert!(file.read().unwrap().is_none(), "nothing new");
+        std::fs::write(&path, "services: []").unwrap();
+        let part = file.read().unwrap().unwrap();
+        let removed = (part.update.removed_addresses, part.removed_routes, part.removed_policies);
+        assert_eq!((removed.0.len(), removed.1.len(), removed.2.len()), (1, 1, 1));
+        std::fs::write(&path, "rubbish").unwrap();
+        assert!(file.read().is_err());
+        assert!(file.read().unwrap().is_none(), "said once");
+    }
+}

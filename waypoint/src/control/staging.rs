@@ -183,3 +183,87 @@ fn decode(delivery: Delivery) -> (Part, Vec<Rejection>) {
     }
     (part, rejections)
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_proto::{waypoint, workload};
+    use culvert_xds::RawResource;
+    use prost::Message;
+
+    use super::*;
+
+    fn delivery(type_url: &str, generation: &str, added: Vec<(&str, Vec<u8>)>) -> Delivery {
+        let raw = |(name, body): (&str, Vec<u8>)| RawResource {
+            name: name.into(),
+            version: "1".to_owned(),
+            body: body.into(),
+        };
+        Delivery {
+            type_url: type_url.to_owned(),
+            generation: Generation::parse(generation),
+            added: added.into_iter().map(raw).collect(),
+            removed: Vec::new(),
+            nonce: "1".to_owned(),
+        }
+    }
+
+    fn service() -> (&'static str, Vec<u8>) {
+        let service = workload::Service {
+            name: "web".to_owned(),
+            namespace: "shop".to_owned(),
+            hostname: "web.shop".to_owned(),
+            ..Default::default()
+        };
+        let kind = workload::address::Type::Service(service);
+        ("shop/web.shop", workload::Address { r#type: Some(kind) }.encode_to_vec())
+    }
+
+    fn route() -> waypoint::Route {
+        waypoint::Route {
+            kind: "HTTPRoute".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "r".to_owned(),
+            service_namespace: "shop".to_owned(),
+            service_hostname: "web.shop".to_owned(),
+            http_rules: vec![waypoint::HttpRule::default()],
+            ..Default::default()
+        }
+    }
+
+    const ROUTE: &str = "HTTPRoute/shop/r/shop/web.shop/0";
+
+    /// A service is never in force without its policies and routes.
+    #[test]
+    fn all_types_are_committed_at_once() {
+        let mut staging = Staging::new();
+        let staged = staging.delivered(delivery(ADDRESS_TYPE_URL, "culvert/7", vec![service()]), "a");
+        assert!(staged.commit.is_none() && staged.answers.is_empty());
+        let routes = vec![(ROUTE, route().encode_to_vec())];
+        let staged = staging.delivered(delivery(ROUTE_TYPE_URL, "culvert/7", routes), "r");
+        assert!(staged.commit.is_none());
+        let staged = staging.delivered(delivery(POLICY_TYPE_URL, "culvert/7", vec![]), "p");
+        assert_eq!(staged.commit.unwrap().services.len(), 1);
+        assert_eq!(staged.answers.iter().map(|(who, _)| *who).collect::<Vec<_>>(), ["a", "r", "p"]);
+        let world = staging.world();
+        assert_eq!((world.snapshot.generation(), world.routes.len()), (7, 1));
+    }
+
+    /// What cannot be used is told, and in force all the same as far as it refuses something.
+    #[test]
+    fn what_cannot_be_used_is_told_and_refuses() {
+        let mut staging = Staging::new();
+        let mut body = route().encode_to_vec();
+        body.extend_from_slice(&[0xf8, 0x07, 0x01]);
+        let staged = staging.delivered(delivery(ROUTE_TYPE_URL, "other/1", vec![(ROUTE, body)]), ());
+        assert_eq!(staged.answers[0].1[0].name, ROUTE);
+        let junk = vec![("shop/p", vec![0xff])];
+        let staged = staging.delivered(delivery(POLICY_TYPE_URL, "other/1", junk), ());
+        assert_eq!(staged.answers[0].1[0].name, "shop/p");
+        assert!(staged.commit.is_none(), "there are no services yet");
+        let staged = staging.delivered(delivery(ADDRESS_TYPE_URL, "other/1", vec![service()]), ());
+        assert!(staged.commit.is_some());
+        let world = staging.world();
+        assert_eq!((world.routes.len(), world.policies.iter().count()), (1, 1));
+        assert!(world.policies.iter().all(|policy| policy.undecodable.is_some()));
+    }
+}

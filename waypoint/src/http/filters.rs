@@ -1,20 +1,20 @@
 //! What a rule's filters make of a request, before it is passed on, and what is left to do with its response.
 
-use culvert_model::route::{Cors, Filter, HeaderChange, Mirror, change};
+use culvert_model::route::{Cors, Filter, Mirror, change};
 use http::header::{HeaderValue, LOCATION, ORIGIN};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::body::{self, Body};
 use super::head::Head;
 use super::respond;
-use super::route::Plan;
+use super::route::{Chosen, Plan};
 
 /// What came of it.
 #[derive(Default)]
 pub struct Applied {
     /// A filter answers.
     pub answer: Option<Response<Body>>,
-    /// To be done with the response, in this order.
+    /// To be done with the response.
     pub changes: Changes,
     /// Where copies go.
     pub mirrors: Vec<Mirror>,
@@ -23,19 +23,20 @@ pub struct Applied {
 /// To be done with a response.
 #[derive(Default)]
 pub struct Changes {
-    headers: Vec<HeaderChange>,
-    /// And what of the request's origin it has to know.
-    cors: Option<(Cors, HeaderMap)>,
+    chosen: Option<Chosen>,
+    /// What of the request's origin CORS has to know.
+    origin: HeaderMap,
 }
 
 impl Changes {
     /// Does it.
     pub fn apply(&self, headers: &mut HeaderMap) {
-        for change in &self.headers {
-            change::headers(change, headers);
-        }
-        if let Some((cors, asked)) = &self.cors {
-            cors.respond(asked, headers);
+        for filter in self.chosen.iter().flat_map(Chosen::filters) {
+            match filter {
+                Filter::ResponseHeaders(change) => change::headers(change, headers),
+                Filter::Cors(cors) => cors.respond(&self.origin, headers),
+                _ => {}
+            }
         }
     }
 }
@@ -43,10 +44,13 @@ impl Changes {
 /// Applies the filters to a request that came to `port`.
 pub fn apply(plan: &Plan, head: &mut Head, port: u16) -> Applied {
     let mut applied = Applied::default();
-    for filter in &plan.filters {
+    let Some(chosen) = &plan.chosen else { return applied };
+    let mut answered_by_cors = false;
+    for filter in chosen.filters() {
         match filter {
             Filter::RequestHeaders(change) => change::headers(change, &mut head.headers),
-            Filter::ResponseHeaders(change) => applied.changes.headers.push(change.clone()),
+            // The response's turn comes later.
+            Filter::ResponseHeaders(_) => {}
             Filter::Redirect(redirect) => {
                 let asked = change::Asked {
                     scheme: "http",
@@ -74,16 +78,20 @@ pub fn apply(plan: &Plan, head: &mut Head, port: u16) -> Applied {
                     *response.status_mut() = StatusCode::NO_CONTENT;
                     *response.headers_mut() = cors.preflight(&head.headers);
                     applied.answer = Some(response);
+                    answered_by_cors = true;
                     break;
                 }
-                let origin = head.headers.get(ORIGIN).map(|origin| (ORIGIN, origin.clone()));
-                applied.changes.cors = Some((cors.clone(), origin.into_iter().collect()));
+                if let Some(origin) = head.headers.get(ORIGIN) {
+                    applied.changes.origin.insert(ORIGIN, origin.clone());
+                }
             }
             // The plan was not made then.
             Filter::Broken(_) => {}
         }
     }
-    if let Some(response) = &mut applied.answer {
+    applied.changes.chosen = Some(chosen.clone());
+    // An answer to a preflight says all that there is to say.
+    if let Some(response) = applied.answer.as_mut().filter(|_| !answered_by_cors) {
         applied.changes.apply(response.headers_mut());
     }
     applied

@@ -82,7 +82,7 @@ struct Failed {
 pub async fn run(asked: &Asked<'_>, body: Replay, exchange: &mut Exchange) -> Result<Passed, Refusal> {
     asked.served.worker.budget.request();
     let plan = asked.plan;
-    let deadline = plan.request_timeout.map(|limit| Instant::from_std(exchange.begun()) + limit);
+    let deadline = plan.request_timeout().map(|limit| Instant::from_std(exchange.begun()) + limit);
     let attempts = attempts(asked, &body, deadline, exchange);
     match deadline {
         None => attempts.await,
@@ -103,7 +103,7 @@ async fn attempts(
     deadline: Option<Instant>,
     exchange: &mut Exchange,
 ) -> Result<Passed, Refusal> {
-    let policy = asked.plan.retry.as_ref();
+    let policy = asked.plan.retry();
     let mut left = retry::attempts(policy);
     let (mut connects, mut again, mut number) = (CONNECTS, 1, 0);
     let mut exclude: Vec<Str> = Vec::new();
@@ -225,7 +225,7 @@ async fn attempt(
         sent = copy(asked, mirror, sent);
     }
     let request = request(asked.head, sent, http2).map_err(unsent)?;
-    let deadline = match asked.plan.backend_timeout.map(|limit| Instant::now() + limit) {
+    let deadline = match asked.plan.backend_timeout().map(|limit| Instant::now() + limit) {
         Some(own) => Some(deadline.map_or(own, |whole| whole.min(own))),
         None => deadline,
     };
@@ -240,6 +240,13 @@ async fn attempt(
         })?,
     };
     match outcome {
+        Ok((response, _))
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked.head.upgrade.is_none() =>
+        {
+            let detail = "the application changed the protocol without being asked";
+            let failure = Failure::new(Reason::UpstreamReset, detail);
+            Err(Failed { failure, unsent: false, reused: false, timed_out: false })
+        }
         Ok((response, give_back)) => {
             Ok(Passed { response, give_back, in_progress, deadline, changes: Changes::default() })
         }

@@ -10,7 +10,7 @@ mod head;
 mod pipeline;
 pub mod respond;
 pub mod retry;
-mod route;
+pub mod route;
 pub mod upstream;
 mod watch;
 

@@ -44,10 +44,16 @@ pub async fn handle(served: Arc<Served>, mut request: Request<Incoming>) -> Resp
     let world = served.shared.state.load_full();
     exchange.source = observe::source(&served.shared, &world.snapshot, &served.asked.peer);
     exchange.service = served.asked.target.service().cloned();
+    let place = served.shared.requests.clone().try_acquire_owned();
     let answered = match Head::read(parts) {
+        _ if place.is_err() => {
+            let detail = "as many requests as there may be are being served";
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", Reason::Overloaded, detail))
+        }
         Ok(head) => answer(&served, &world, head, incoming, &mut exchange).await,
         Err(bad) => Err(Refusal::new(bad.status, "bad request", Reason::BadRequest, bad.detail)),
     };
+    exchange.place = place.ok();
     match answered {
         Ok(Answer::Passed(passed)) => deliver::response(&served, exchange, *passed, client_upgrade, serving),
         Ok(Answer::Made(response)) => deliver::local(exchange, response, serving),
@@ -84,12 +90,12 @@ async fn answer(
     let namespace = served.asked.peer.facts.identity.namespace();
     let plan = match route::plan(&world.routes, &target, namespace, &head) {
         Ok(plan) => plan,
-        Err((refusal, name)) => {
-            exchange.route = name;
+        Err((refusal, chosen)) => {
+            exchange.route = chosen;
             return Err(refusal);
         }
     };
-    exchange.route.clone_from(&plan.name);
+    exchange.route.clone_from(&plan.chosen);
     let applied = filters::apply(&plan, &mut head, target.port());
     if let Some(response) = applied.answer {
         return Ok(Answer::Made(response));
@@ -98,7 +104,7 @@ async fn answer(
         let detail = "a rule without a backend and without an answer";
         return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no backend", Reason::Internal, detail));
     };
-    let keep = plan.retry.is_some();
+    let keep = plan.retry().is_some();
     let body = Replay::new(incoming, keep, exchange.request_bytes.clone());
     let asked =
         forward::Asked { permit, served, world, plan: &plan, to, head: &head, mirrors: &applied.mirrors };

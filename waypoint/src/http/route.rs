@@ -1,12 +1,14 @@
 //! Which rule a request is for, and what that makes of it: a plan.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_model::Str;
 use culvert_model::address::NamespacedHostname;
 use culvert_model::outcome::Reason;
-use culvert_model::route::{Backend, Filter, Found, HttpRule, RequestFacts, Retry, Routes, draw};
+use culvert_model::route::{Filter, Found, HttpRule, RequestFacts, Retry, Route, Routes, draw};
 use culvert_model::workload::Workload;
 use http::StatusCode;
 
@@ -19,18 +21,38 @@ use crate::target::Target;
 pub struct Plan {
     /// Where it goes; nowhere where a filter answers.
     pub to: Option<To>,
-    /// Filters of the rule, then those of the backend.
-    pub filters: Vec<Filter>,
+    /// The rule that says so; none where the service has no routes.
+    pub chosen: Option<Chosen>,
     /// The prefix that the rule matched by.
     pub prefix: Option<String>,
-    /// From the request's first byte to the response's last.
-    pub request_timeout: Option<Duration>,
-    /// Of each attempt.
-    pub backend_timeout: Option<Duration>,
-    /// Whether a failed attempt is repeated.
-    pub retry: Option<Retry>,
-    /// Kind, name and rule, for the log.
-    pub name: Option<String>,
+}
+
+/// A rule and one of its backends; cloning it copies neither.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    route: Arc<Route>,
+    rule: Arc<HttpRule>,
+    backend: Option<usize>,
+}
+
+impl Chosen {
+    /// Filters of the rule, then those of the backend.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        let backend = self.backend.and_then(|at| self.rule.backends.get(at));
+        self.rule.filters.iter().chain(backend.into_iter().flat_map(|backend| &backend.filters))
+    }
+}
+
+/// Kind, name and rule, for the log.
+impl Display for Chosen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Route { kind, namespace, name, .. } = &*self.route;
+        write!(f, "{}/{namespace}/{name}", kind.as_str())?;
+        match &*self.rule.name.0 {
+            "" => Ok(()),
+            rule => write!(f, "/{rule}"),
+        }
+    }
 }
 
 /// Where a request goes.
@@ -51,7 +73,7 @@ pub fn plan(
     target: &Target,
     namespace: &str,
     head: &Head,
-) -> Result<Plan, (Refusal, Option<String>)> {
+) -> Result<Plan, (Refusal, Option<Chosen>)> {
     let (service, port) = match target {
         Target::Workload(workload, address) => {
             return Ok(Plan::direct(To::Workload(workload.clone(), *address)));
@@ -71,62 +93,61 @@ pub fn plan(
             Err((Refusal::new(StatusCode::NOT_FOUND, "not found", Reason::BadRequest, detail), None))
         }
         Found::Rule { route, rule, matched } => {
-            let name = match &*rule.name.0 {
-                "" => format!("{}/{}", route.kind.as_str(), route.object()),
-                rule => format!("{}/{}/{rule}", route.kind.as_str(), route.object()),
-            };
-            let prefix = matched.prefix().map(str::to_owned);
-            match of_rule(rule, prefix) {
-                Ok(plan) => Ok(Plan { name: Some(name), ..plan }),
-                Err(why) => Err((broken(&why), Some(name))),
+            let mut chosen = Chosen { route: route.clone(), rule: rule.clone(), backend: None };
+            match destination(&mut chosen) {
+                Ok(to) => Ok(Plan { to, chosen: Some(chosen), prefix: matched.prefix().map(str::to_owned) }),
+                Err(why) => Err((broken(&why), Some(chosen))),
             }
         }
     }
 }
 
-fn of_rule(rule: &HttpRule, prefix: Option<String>) -> Result<Plan, String> {
+/// Where the rule sends a request; nowhere if a filter answers.
+fn destination(chosen: &mut Chosen) -> Result<Option<To>, Str> {
+    let rule = chosen.rule.clone();
     if let Some(why) = &rule.broken {
-        return Err(why.to_string());
+        return Err(why.clone());
     }
-    let mut filters = rule.filters.clone();
-    let answers = filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
-    let to = match (answers, draw(&rule.backends, &mut |bound| fastrand::u64(0..bound))) {
-        (true, _) => None,
-        (false, Some(backend)) => {
-            if let Some(why) = &backend.broken {
-                return Err(why.to_string());
-            }
-            filters.extend(backend.filters.iter().cloned());
-            let Backend { service, port, .. } = backend;
-            Some(To::Service(service.clone(), *port))
+    let answers = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
+    let mut to = None;
+    if !answers {
+        let drawn = draw(&rule.backends, &mut |bound| fastrand::u64(0..bound));
+        let backend = drawn.ok_or("the rule has no backend")?;
+        if let Some(why) = &backend.broken {
+            return Err(why.clone());
         }
-        (false, None) => return Err("the rule has no backend".to_owned()),
-    };
-    if let Some(Filter::Broken(why)) = filters.iter().find(|filter| matches!(filter, Filter::Broken(_))) {
-        return Err(why.to_string());
+        chosen.backend = rule.backends.iter().position(|it| std::ptr::eq(it, backend));
+        to = Some(To::Service(backend.service.clone(), backend.port));
     }
-    Ok(Plan {
-        to,
-        filters,
-        prefix,
-        request_timeout: rule.request_timeout,
-        backend_timeout: rule.backend_timeout,
-        retry: rule.retry.clone(),
-        name: None,
-    })
+    let broken = chosen.filters().find_map(|filter| match filter {
+        Filter::Broken(why) => Some(why.clone()),
+        _ => None,
+    });
+    broken.map_or(Ok(to), Err)
 }
 
 impl Plan {
     fn direct(to: To) -> Self {
-        Self {
-            to: Some(to),
-            filters: Vec::new(),
-            prefix: None,
-            request_timeout: None,
-            backend_timeout: None,
-            retry: None,
-            name: None,
-        }
+        Self { to: Some(to), chosen: None, prefix: None }
+    }
+
+    fn rule(&self) -> Option<&HttpRule> {
+        self.chosen.as_ref().map(|chosen| &*chosen.rule)
+    }
+
+    /// From the request's first byte to the response's last.
+    pub fn request_timeout(&self) -> Option<Duration> {
+        self.rule()?.request_timeout
+    }
+
+    /// Of each attempt.
+    pub fn backend_timeout(&self) -> Option<Duration> {
+        self.rule()?.backend_timeout
+    }
+
+    /// Whether a failed attempt is repeated.
+    pub fn retry(&self) -> Option<&Retry> {
+        self.rule()?.retry.as_ref()
     }
 }
 

@@ -9,11 +9,13 @@ use culvert_model::outcome::Reason;
 use culvert_model::service::Service;
 use culvert_model::workload::Workload;
 use http::{Method, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::labels::{Labels, Parties, RequestLabels};
 use super::metrics::Sizes;
 use crate::accept::Peer;
 use crate::endpoint::{Address, Endpoint};
+use crate::http::route::Chosen;
 use crate::shared::{Failure, Shared};
 
 /// Longest path that is written into the log.
@@ -35,7 +37,7 @@ pub struct Exchange {
     /// What was asked for.
     pub service: Option<Arc<Service>>,
     /// Kind, name and rule of the route.
-    pub route: Option<String>,
+    pub route: Option<Chosen>,
     /// The policy that decided.
     pub policy: Option<String>,
     /// What policies on trial would have done.
@@ -56,6 +58,8 @@ pub struct Exchange {
     pub response_bytes: u64,
     /// All of it has passed.
     pub complete: bool,
+    /// Its place among the requests that are being served.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 impl Exchange {
@@ -88,6 +92,7 @@ impl Exchange {
             request_bytes: Arc::default(),
             response_bytes: 0,
             complete: false,
+            place: None,
         }
     }
 
@@ -143,7 +148,7 @@ impl Exchange {
             path = %self.path,
             status = code,
             grpc_status = self.grpc_status,
-            route = self.route.as_deref(),
+            route = self.route.as_ref().map(tracing::field::display),
             policy = self.policy.as_deref(),
             dry_run = self.dry_run.as_deref(),
             attempts = (self.attempts > 1).then_some(self.attempts),

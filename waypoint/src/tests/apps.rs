@@ -16,7 +16,7 @@ use culvert_model::Str;
 use culvert_model::identity::Identity;
 use culvert_runtime::tasks::Tasks;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::soon;
 use crate::http::Spawner;
+use crate::http::body::{self, Body};
 use crate::tests::authority::Authority;
 
 /// An application that says its name and what it was asked.
@@ -66,7 +67,7 @@ impl App {
 }
 
 /// `x-fail: N` fails the first N requests, `x-stall` never answers, `/upgrade` changes to an echo.
-async fn answer(name: &'static str, number: usize, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(name: &'static str, number: usize, mut request: Request<Incoming>) -> Response<Body> {
     let header = |name: &str| request.headers().get(name).and_then(|it| it.to_str().ok()).map(str::to_owned);
     if header("x-stall").is_some() {
         std::future::pending::<()>().await;
@@ -79,11 +80,14 @@ async fn answer(name: &'static str, number: usize, mut request: Request<Incoming
             let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
             let _ = tokio::io::copy(&mut read, &mut write).await;
         });
-        let mut response = Response::new(Full::default());
+        let mut response = Response::new(body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().insert("connection", "upgrade".parse().unwrap());
         response.headers_mut().insert("upgrade", "websocket".parse().unwrap());
         return response;
+    }
+    if request.uri().path() == "/stream" {
+        return streamed(request);
     }
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|it| it.to_bytes()).unwrap_or_default();
@@ -96,7 +100,7 @@ async fn answer(name: &'static str, number: usize, mut request: Request<Incoming
         parts.method,
         String::from_utf8_lossy(&body)
     );
-    let mut response = Response::new(Full::new(Bytes::from(said)));
+    let mut response = Response::new(body::text(said));
     for (name, value) in &parts.headers {
         response.headers_mut().append(name_of(name), value.clone());
     }
@@ -105,6 +109,24 @@ async fn answer(name: &'static str, number: usize, mut request: Request<Incoming
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     response
+}
+
+/// The request's frames as they come, trailers too; `x-break` breaks off after the first, `x-hang` then waits for ever.
+fn streamed(request: Request<Incoming>) -> Response<Body> {
+    let broken = request.headers().contains_key("x-break");
+    let hangs = request.headers().contains_key("x-hang");
+    let frames =
+        futures_util::stream::unfold((request.into_body(), 0), move |(mut body, number)| async move {
+            if number == 1 && hangs {
+                std::future::pending::<()>().await;
+            }
+            if number == 1 && broken {
+                return Some((Err("broken off".into()), (body, 2)));
+            }
+            let frame = body.frame().await?;
+            Some((frame.map_err(Into::into), (body, number + 1)))
+        });
+    Response::new(StreamBody::new(frames).boxed_unsync())
 }
 
 /// A request's header as the response's, so that tests see what came.
@@ -148,7 +170,12 @@ pub async fn node_tunnel(tasks: &Tasks, authority: &Arc<Authority>, ip: &str, id
     });
 }
 
-pub type Sent = Full<Bytes>;
+/// What clients send.
+pub type Sent = Body;
+
+pub fn sent(bytes: impl Into<Bytes>) -> Sent {
+    body::text(bytes)
+}
 
 /// An HTTP/1 client in a tunnel.
 pub async fn http1(tasks: &Tasks, io: TunnelIo) -> http1::SendRequest<Sent> {
@@ -170,7 +197,7 @@ pub async fn http2(tasks: &Tasks, io: TunnelIo) -> http2::SendRequest<Sent> {
 }
 
 pub fn get(path: &str) -> Request<Sent> {
-    Request::builder().uri(path).header("host", "web").body(Full::default()).unwrap()
+    Request::builder().uri(path).header("host", "web").body(body::empty()).unwrap()
 }
 
 /// A response, read whole.

@@ -4,11 +4,11 @@ use culvert_model::workload::AppProtocol;
 use culvert_proto::waypoint as proto;
 use culvert_proto::waypoint::filter::Kind;
 use http::Request;
-use http_body_util::Full;
 
-use super::apps::{App, Got, Sent, ask, get, http1};
+use super::apps::{App, Got, Sent, ask, get, http1, sent};
 use super::soon;
 use super::world::{WEB, World, backend, identity, pod, route, rule, service, web};
+use crate::http::body;
 
 const ONE: &str = "shop/one.shop.svc.cluster.local";
 const TWO: &str = "shop/two.shop.svc.cluster.local";
@@ -146,7 +146,7 @@ async fn a_mirror_gets_a_copy() {
     let mirror = proto::Mirror { backend: Some(backend(TWO, 1)), share: 1_000_000 };
     let never = proto::Mirror { backend: Some(backend(TWO, 1)), share: 0 };
     let shop = Shop::new(vec![filtered("/", ONE, vec![Kind::Mirror(mirror), Kind::Mirror(never)])]).await;
-    let post = Request::post("/a").header("host", "web").body(Full::from("body")).unwrap();
+    let post = Request::post("/a").header("host", "web").body(sent("body")).unwrap();
     let got = shop.ask(post).await;
     assert_eq!(got.body, "one HTTP/1.1 POST web/a body");
     let copied = async {
@@ -173,7 +173,7 @@ async fn cors() {
             .header("host", "web")
             .header("origin", "https://a.example")
             .header("access-control-request-method", "PUT")
-            .body(Full::default())
+            .body(body::empty())
             .unwrap()
     };
     let got = shop.ask(asked("OPTIONS")).await;

@@ -5,12 +5,12 @@ use culvert_model::workload::AppProtocol;
 use culvert_proto::waypoint as proto;
 use culvert_proto::waypoint::policy::Action;
 use http::Request;
-use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::apps::{App, ask, get, http1, http2, read};
 use super::soon;
 use super::world::{VIP, WEB, World, identity, key, pod, web};
+use crate::http::body;
 
 fn policy(name: &str, action: Action, rules: Vec<proto::PolicyRule>) -> proto::Policy {
     let service = key(WEB);
@@ -78,7 +78,7 @@ async fn grpc_hears_permission_denied() {
     world.enforce(&[policy("deny", Action::Deny, vec![to(&["/a.B/Secret"])])]);
     let mut client = http2(&world.tasks, world.tunnel().await).await;
     let call = Request::post("http://web/a.B/Secret").header("content-type", "application/grpc");
-    let got = read(soon(client.send_request(call.body(Full::default()).unwrap())).await.unwrap()).await;
+    let got = read(soon(client.send_request(call.body(body::empty()).unwrap())).await.unwrap()).await;
     assert_eq!((got.status, got.header("grpc-status"), app.served()), (200, "7", 0));
     assert_eq!(got.header("content-type"), "application/grpc");
 }

@@ -6,15 +6,18 @@ use bytes::Bytes;
 use culvert_hbone::error::ConnectError;
 use culvert_model::workload::{AppProtocol, TunnelProtocol};
 use culvert_proto::waypoint as proto;
+use http::HeaderMap;
 use http::Request;
-use http_body_util::Full;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::apps::{App, ask, get, http1, http2, node_tunnel, read};
+use super::apps::{App, ask, get, http1, http2, node_tunnel, read, sent};
 use super::soon;
 use super::world::{WEB, World, identity, pod, route, rule, service, web};
+use crate::http::body;
 
 /// One application behind the service, without routes.
 async fn plain(app_protocol: AppProtocol) -> (World, App) {
@@ -30,7 +33,7 @@ async fn a_request_reaches_the_application_and_its_answer_the_client() {
         let (world, _app) = plain(app_protocol).await;
         let mut client = http1(&world.tasks, world.tunnel().await).await;
         let post = Request::post("/a/b?q=1").header("host", "web:80").header("x-a", "1");
-        let got = ask(&mut client, post.body(Full::from("question")).unwrap()).await;
+        let got = ask(&mut client, post.body(sent("question")).unwrap()).await;
         assert_eq!((got.status, got.body.as_str()), (200, "one HTTP/1.1 POST web:80/a/b?q=1 question"));
         assert_eq!((got.header("seen-x-a"), got.header("seen-content-length")), ("1", "8"));
     }
@@ -59,7 +62,7 @@ async fn requests_of_one_connection_are_balanced() {
     let client = http2(&world.tasks, world.tunnel().await).await;
     let mut served = BTreeSet::new();
     for _ in 0..50 {
-        let request = Request::get("http://web/").body(Full::default()).unwrap();
+        let request = Request::get("http://web/").body(body::empty()).unwrap();
         let got = read(soon(client.clone().send_request(request)).await.unwrap()).await;
         assert_eq!(got.status, 200);
         assert!(got.body.contains("HTTP/2.0 GET web/"), "{}", got.body);
@@ -146,7 +149,7 @@ async fn grpc_is_told_in_its_own_words() {
     let client = http2(&world.tasks, world.tunnel().await).await;
     let call = || {
         let request = Request::post("http://web/a.B/Get").header("content-type", "application/grpc");
-        request.body(Full::default()).unwrap()
+        request.body(body::empty()).unwrap()
     };
     world.know(vec![web(AppProtocol::Grpc)], vec![], vec![]);
     let got = read(soon(client.clone().send_request(call())).await.unwrap()).await;
@@ -166,7 +169,7 @@ async fn a_websocket_passes() {
         .header("host", "web")
         .header("connection", "Upgrade")
         .header("upgrade", "websocket")
-        .body(Full::default())
+        .body(body::empty())
         .unwrap();
     let mut response = soon(client.send_request(request)).await.unwrap();
     assert_eq!(response.status(), 101);
@@ -176,6 +179,14 @@ async fn a_websocket_passes() {
     let mut heard = [0; 6];
     soon(upgraded.read_exact(&mut heard)).await.unwrap();
     assert_eq!(&heard, b"frames");
+}
+
+/// An application that changes the protocol when nobody asked is not believed.
+#[tokio::test]
+async fn nobody_is_upgraded_unasked() {
+    let (world, _app) = plain(AppProtocol::Http11).await;
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    assert_eq!(ask(&mut client, get("/upgrade")).await.status, 503);
 }
 
 /// What HTTP/1 lets people write ambiguously is refused, and the application hears nothing of it.
@@ -255,14 +266,12 @@ async fn what_takes_too_long_is_a_504() {
     let rules = vec![proto::HttpRule { timeouts: within(50), ..rule("/", &[(WEB, 1)]) }];
     world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![route(rules)]);
     let mut client = http1(&world.tasks, world.tunnel().await).await;
-    let stalled =
-        Request::get("/").header("host", "web").header("x-stall", "1").body(Full::default()).unwrap();
+    let stalled = Request::get("/").header("host", "web").header("x-stall", "1").body(body::empty()).unwrap();
     assert_eq!(ask(&mut client, stalled).await.status, 504);
     let backend = Some(proto::Timeouts { request_ms: 0, backend_ms: 50 });
     let rules = vec![proto::HttpRule { timeouts: backend, ..rule("/", &[(WEB, 1)]) }];
     world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![route(rules)]);
-    let stalled =
-        Request::get("/").header("host", "web").header("x-stall", "1").body(Full::default()).unwrap();
+    let stalled = Request::get("/").header("host", "web").header("x-stall", "1").body(body::empty()).unwrap();
     assert_eq!(ask(&mut client, stalled).await.status, 504);
 }
 
@@ -273,7 +282,7 @@ async fn a_failed_request_is_repeated() {
     let retry = |attempts| Some(proto::Retry { attempts, codes: vec![503], backoff_ms: 1 });
     let asked = |fails: usize, body: Vec<u8>| {
         let request = Request::post("/").header("host", "web").header("x-fail", fails.to_string());
-        request.body(Full::from(Bytes::from(body))).unwrap()
+        request.body(sent(body)).unwrap()
     };
     let mut client = http1(&world.tasks, world.tunnel().await).await;
     for (attempts, fails, length, status, served) in
@@ -308,4 +317,120 @@ async fn a_client_that_leaves_in_the_middle_is_noticed() {
         }
     };
     soon(counted).await;
+}
+
+/// W25. Traffic that is addressed to a workload itself has policies and no routes.
+#[tokio::test]
+async fn a_workload_by_its_address() {
+    let (world, app) = plain(AppProtocol::Http11).await;
+    let mut one = pod("one", app.address, &[WEB]);
+    let asked = app.address.to_string();
+    let client = identity("shop", "client");
+    assert!(world.tunnel_to(&client, &asked).await.is_err(), "it is not bound");
+    one.waypoint = web(AppProtocol::Http11).waypoint;
+    let nowhere = vec![route(vec![rule("/nowhere", &[(WEB, 1)])])];
+    world.know(vec![web(AppProtocol::Http11)], vec![one], nowhere);
+    let tunnel = world.tunnel_to(&client, &asked).await.unwrap();
+    let mut client = http1(&world.tasks, tunnel).await;
+    assert_eq!(ask(&mut client, get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn there_are_only_so_many_tunnels_and_requests() {
+    let world = World::with(&["--max-tunnels=1", "--max-requests=1"]).await;
+    let app = App::start(&world.tasks, "one", "127.0.0.1").await;
+    world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![]);
+    let client = http2(&world.tasks, world.tunnel().await).await;
+    match world.tunnel_to(&identity("shop", "client"), "198.18.0.1:80").await {
+        Err(ConnectError::Refused { status, .. }) => assert_eq!(status, 503),
+        other => panic!("{other:?}"),
+    }
+    let stalled = Request::get("http://web/").header("x-stall", "1").body(body::empty()).unwrap();
+    let held = client.clone().send_request(stalled);
+    world.tasks.spawn("held", async move {
+        let _ = held.await;
+    });
+    let arrived = async {
+        while app.served() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(arrived).await;
+    let second = Request::get("http://web/").body(body::empty()).unwrap();
+    let got = read(soon(client.clone().send_request(second)).await.unwrap()).await;
+    assert_eq!((got.status, got.body.as_str()), (503, "overloaded"));
+}
+
+/// A body of these frames, as a stream of unknown length.
+fn frames(data: Vec<Bytes>, trailers: Option<HeaderMap>) -> body::Body {
+    let data = data.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
+    StreamBody::new(futures_util::stream::iter(data.map(Ok))).boxed_unsync()
+}
+
+/// Bodies of any length pass as they come, and trailers after them, which is how gRPC tells how it went.
+#[tokio::test]
+async fn bodies_stream_and_trailers_follow() {
+    let (world, _app) = plain(AppProtocol::Grpc).await;
+    let mut client = http2(&world.tasks, world.tunnel().await).await;
+    let chunk = Bytes::from(vec![b'x'; 64 << 10]);
+    let trailers: HeaderMap = [("grpc-status".parse().unwrap(), "5".parse().unwrap())].into_iter().collect();
+    let request = Request::post("http://web/stream").header("content-type", "application/grpc");
+    let request = request.body(frames(vec![chunk; 100], Some(trailers))).unwrap();
+    let response = soon(client.send_request(request)).await.unwrap();
+    let collected = soon(response.into_body().collect()).await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "5");
+    assert_eq!(collected.to_bytes().len(), 100 * (64 << 10));
+    drop(client);
+    let counted = async {
+        while !world.metrics().contains(r#"grpc_response_status="5""#) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(counted).await;
+}
+
+#[tokio::test]
+async fn bodies_stream_over_http1_too() {
+    let (world, _app) = plain(AppProtocol::Http11).await;
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    let chunk = Bytes::from(vec![b'x'; 64 << 10]);
+    for _ in 0..3 {
+        let request = Request::post("/stream").header("host", "web");
+        let request = request.body(frames(vec![chunk.clone(); 50], None)).unwrap();
+        let got = ask(&mut client, request).await;
+        assert_eq!((got.status, got.body.len()), (200, 50 * (64 << 10)));
+    }
+}
+
+/// What breaks off in the middle never looks like an end, nor does what takes too long.
+#[tokio::test]
+async fn half_a_response_is_no_response() {
+    for (header, http) in [("x-break", 1), ("x-break", 2), ("x-hang", 1), ("x-hang", 2)] {
+        let (world, app) = plain(AppProtocol::Http11).await;
+        let rules = vec![proto::HttpRule { timeouts: within(200), ..rule("/", &[(WEB, 1)]) }];
+        world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![route(rules)]);
+        let chunks = vec![Bytes::from_static(b"some"), Bytes::from_static(b"more")];
+        let request = Request::post("http://web/stream").header(header, "1");
+        let request = request.body(frames(chunks, None)).unwrap();
+        let response = match http {
+            1 => {
+                let mut client = http1(&world.tasks, world.tunnel().await).await;
+                let (mut parts, body) = request.into_parts();
+                parts.uri = "/stream".parse().unwrap();
+                parts.headers.insert("host", "web".parse().unwrap());
+                soon(client.send_request(Request::from_parts(parts, body))).await
+            }
+            _ => {
+                let mut client = http2(&world.tasks, world.tunnel().await).await;
+                soon(client.send_request(request)).await
+            }
+        };
+        let response = response.unwrap();
+        // It may break before its head has come.
+        if response.status() == 200 {
+            assert!(soon(response.into_body().collect()).await.is_err(), "{header} HTTP/{http}");
+        } else {
+            assert_eq!((response.status().as_u16(), header), (503, "x-break"), "HTTP/{http}");
+        }
+    }
 }

@@ -166,14 +166,22 @@ pub fn backend(name: &str, weight: u32) -> proto::Backend {
 impl World {
     /// A waypoint that knows these.
     pub async fn new(services: Vec<Service>, workloads: Vec<Workload>, routes: Vec<proto::Route>) -> Self {
-        let config = Settings::parse_from([
+        let world = Self::with(&[]).await;
+        world.know(services, workloads, routes);
+        world
+    }
+
+    /// A waypoint with more settings.
+    pub async fn with(settings: &[&str]) -> Self {
+        let own = [
             "waypoint",
             "--pod-namespace=shop",
             "--service-account=front",
             "--gateway=front",
             "--xds-address=-",
             "--instance-ip=127.0.0.254",
-        ]);
+        ];
+        let config = Settings::parse_from(own.iter().chain(settings));
         let (authority, mut registry) = (Authority::new(), Registry::default());
         let (drain, watcher) = drain::channel();
         let certificates =
@@ -185,9 +193,7 @@ impl World {
         let address = listener.local_addr().unwrap();
         let tasks = Tasks::new("test");
         tasks.spawn("hbone", accept::listen(shared.clone(), listener));
-        let world = Self { authority, shared, registry, address, tasks, drain };
-        world.know(services, workloads, routes);
-        world
+        Self { authority, shared, registry, address, tasks, drain }
     }
 
     /// It knows these now, and nothing else.

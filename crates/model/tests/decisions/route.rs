@@ -238,7 +238,7 @@ fn some_request() -> impl Strategy<Value = Asked> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn as_the_specification_says(messages in some_routes(), asked in prop::collection::vec(some_request(), 1..8)) {
