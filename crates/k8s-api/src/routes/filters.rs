@@ -201,8 +201,14 @@ impl Raw {
     pub fn filter(self) -> Result<Filter, Wrong> {
         self.one_of()?;
         let filter = match self.type_.as_str() {
-            "RequestHeaderModifier" => self.request_header_modifier.map(Filter::RequestHeaders),
-            "ResponseHeaderModifier" => self.response_header_modifier.map(Filter::ResponseHeaders),
+            "RequestHeaderModifier" => {
+                let change = self.request_header_modifier.map(|it| may_change("requestHeaderModifier", it));
+                change.transpose()?.map(Filter::RequestHeaders)
+            }
+            "ResponseHeaderModifier" => {
+                let change = self.response_header_modifier.map(|it| may_change("responseHeaderModifier", it));
+                change.transpose()?.map(Filter::ResponseHeaders)
+            }
             "RequestMirror" => self.request_mirror.map(RawMirror::mirror).transpose()?.map(Filter::Mirror),
             "RequestRedirect" => {
                 self.request_redirect.map(RawRedirect::redirect).transpose()?.map(Filter::Redirect)
@@ -246,6 +252,31 @@ impl Raw {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// Headers that say how a message is framed or where it goes: with another value two parties would read one message differently.
+const FRAMING: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+fn may_change(field: &'static str, change: HeaderChange) -> Result<HeaderChange, Wrong> {
+    let named = change.set.iter().chain(&change.add).map(|it| &it.name).chain(&change.remove);
+    let mut named = named.map(|it| it.0.as_str());
+    match named.find(|name| FRAMING.iter().any(|it| name.eq_ignore_ascii_case(it))) {
+        Some(name) => {
+            let reason = "says how a message is framed or where it goes, and no filter may change that";
+            Err((field, name.to_owned(), reason.to_owned(), "another header"))
+        }
+        None => Ok(change),
     }
 }
 

@@ -147,6 +147,22 @@ const RULES: &[(&str, &str)] = &[
     ("{name: A}", "spec.rules[0].name: invalid name"),
 ];
 
+/// The same of what could make two parties read one message differently.
+const FRAMING: &[(&str, &str)] = &[
+    (
+        "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Content-Length]}}]}",
+        "spec.rules[0].filters[0].requestHeaderModifier: says how a message is framed or where it goes, and no filter may change that (got \"Content-Length\"",
+    ),
+    (
+        "{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: transfer-encoding, value: chunked}]}}]}",
+        "spec.rules[0].filters[0].responseHeaderModifier: says how",
+    ),
+    (
+        "{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}}}]}",
+        "spec.rules[0].filters[0].urlRewrite.path.replaceFullPath: invalid value (got \"/a?b\"",
+    ),
+];
+
 /// A kind, its `spec`, and what is said of it.
 const SPECS: &[(&str, &str, &str)] = &[
     ("HTTPRoute", "{useDefaultGateways: All}", "spec.useDefaultGateways: unknown field"),
@@ -176,7 +192,7 @@ const SPECS: &[(&str, &str, &str)] = &[
 /// Nothing is dropped: whatever is not known, or out of range, is a fault of its rule, with field, value and what would be right.
 #[test]
 fn what_does_not_fit_breaks_its_rule_and_no_other() {
-    for (rule, expected) in RULES {
+    for (rule, expected) in RULES.iter().chain(FRAMING) {
         let said = faults("HTTPRoute", &format!("{{rules: [{rule}, {{}}]}}"));
         assert!(said.len() == 1 && said[0].starts_with(expected), "{rule}: {said:?}");
         let read = route("HTTPRoute", &format!("{{rules: [{rule}, {{}}]}}"));

@@ -40,8 +40,8 @@ text! {
 }
 text! {
     /// A path, or what a part of it is replaced by; may be empty.
-    ReplacementPath: "at most 1024 printable characters without blanks", |text| {
-        text.len() <= MAX_PATH && text.bytes().all(|byte| byte.is_ascii_graphic())
+    ReplacementPath: "at most 1024 printable characters without blanks, ? and #", |text| {
+        text.len() <= MAX_PATH && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte))
     }
 }
 text! {
