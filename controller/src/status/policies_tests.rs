@@ -238,7 +238,7 @@ fn a_policy_that_a_waypoint_has_says_which() {
     assert_eq!(cluster.said(), expected);
 }
 
-/// GEP-1294: the status of a route, by its parents; what is another controller's is left to it.
+/// D46, GEP-1294: the status of a route, by its parents; what is another controller's is left to it.
 #[test]
 fn a_route_says_at_each_parent_what_became_of_it() {
     let mut cluster = Cluster::new();
