@@ -434,3 +434,25 @@ async fn half_a_response_is_no_response() {
         }
     }
 }
+
+/// A service that asks for endpoints nearby: near to the waypoint, whose place the control plane knows.
+#[tokio::test]
+async fn endpoints_nearby() {
+    let world = World::new(vec![], vec![], vec![]).await;
+    let near = App::start(&world.tasks, "near", "127.0.0.1").await;
+    let far = App::start(&world.tasks, "far", "127.0.0.2").await;
+    let mut service = web(AppProtocol::Http11);
+    service.load_balancing.mode = culvert_model::service::LoadBalancingMode::Failover;
+    service.load_balancing.scopes = [culvert_model::service::Scope::Zone].into_iter().collect();
+    let mut pods = vec![pod("near", near.address, &[WEB]), pod("far", far.address, &[WEB])];
+    pods[0].locality.zone.0 = "here".into();
+    pods[1].locality.zone.0 = "there".into();
+    world.know(vec![service], pods.clone(), vec![]);
+    let mut known = (*world.shared.state.load_full()).clone();
+    known.place = Some(culvert_model::balance::Place::of(&pods[0]));
+    world.shared.state.commit(std::sync::Arc::new(known));
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    for _ in 0..20 {
+        assert_eq!(ask(&mut client, get("/")).await.header("x-app"), "near");
+    }
+}
