@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::apps::{App, ask, get, http1, http2, node_tunnel, read, sent};
 use super::soon;
-use super::world::{WEB, World, identity, pod, route, rule, service, web};
+use super::world::{WEB, World, identity, own_address, pod, route, rule, service, web};
 use crate::http::body;
 
 /// One application behind the service, without routes.
@@ -79,8 +79,9 @@ async fn a_port_that_declares_http2() {
 #[tokio::test]
 async fn through_a_tunnel_to_the_endpoint() {
     let world = World::new(vec![], vec![], vec![]).await;
-    let app = App::start(&world.tasks, "one", "127.0.0.31").await;
-    node_tunnel(&world.tasks, &world.authority, "127.0.0.31", &identity("shop", "one")).await;
+    let ip = own_address(1);
+    let app = App::start(&world.tasks, "one", &ip).await;
+    node_tunnel(&world.tasks, &world.authority, &ip, &identity("shop", "one")).await;
     let mut one = pod("one", app.address, &[WEB]);
     one.tunnel_protocol = TunnelProtocol::Hbone;
     world.know(vec![web(AppProtocol::Http11)], vec![one.clone()], vec![]);
