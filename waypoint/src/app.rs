@@ -1,6 +1,6 @@
 //! The process: what it is made of, how it starts, and how it ends.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use culvert_identity::control::{ControlEndpoint, control_channel};
 use culvert_identity::manager::{CertificateManager, ManagerConfig};
 use culvert_identity::token::TokenFile;
 use culvert_model::identity::Identity;
-use culvert_net::socket::{Keepalive, ListenOptions, listen_tcp};
+use culvert_net::socket::{Keepalive, ListenOptions, listen_tcp, listen_tcp_any};
 use culvert_runtime::clock::SystemClock;
 use culvert_runtime::drain::{self, DrainTrigger, Drained};
 use culvert_runtime::metrics::Metrics as Registry;
@@ -90,7 +90,12 @@ async fn serve(config: ProxyConfig, filter: FilterHandle, workers: Workers) -> a
 fn begin(tasks: &Tasks, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let options = ListenOptions { accepted: Some(KEEPALIVE), ..ListenOptions::default() };
     let address = shared.config.hbone_listen;
-    let listener = listen_tcp(address, &options).with_context(|| format!("HBONE: listening on {address}"))?;
+    let listener = match address.ip() == Ipv6Addr::UNSPECIFIED {
+        // IPv4 alone where there is nothing else.
+        true => listen_tcp_any(address.port(), &options),
+        false => listen_tcp(address, &options),
+    };
+    let listener = listener.with_context(|| format!("HBONE: listening on {address}"))?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tasks.spawn("hbone", accept::listen(shared.clone(), listener));

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_identity::token::TokenFile;
+use culvert_model::address::NetworkAddress;
+use culvert_model::balance::Place;
 use culvert_model::snapshot::{Change, Changed, Snapshot};
 use culvert_model::workload::Workload;
 use culvert_proto::discovery::Node;
@@ -128,7 +130,9 @@ impl Follower {
     }
 
     fn commit(&mut self, changed: &Changed) {
-        let world = Arc::new(self.staging.world());
+        let mut world = self.staging.world();
+        world.place = place(&self.shared, &world.snapshot);
+        let world = Arc::new(world);
         let old = self.shared.state.commit(world.clone());
         let stale = moved(&old.snapshot, &world.snapshot, changed);
         if !stale.is_empty() {
@@ -150,6 +154,14 @@ impl Follower {
             "committed"
         );
     }
+}
+
+/// Where the pod of this waypoint is, by what the control plane says of it.
+fn place(shared: &Shared, snapshot: &Snapshot) -> Option<Place> {
+    let network = shared.place.network.clone();
+    let address = NetworkAddress { network, address: shared.config.instance_ip };
+    let own = snapshot.workload_by_address(&address).filter(|it| it.identity == shared.identity)?;
+    Some(Place::of(own))
 }
 
 /// Addresses at which somebody else answers now, or nobody, or another protocol: connections to them must not serve any more

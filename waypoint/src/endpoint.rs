@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use culvert_model::Str;
 use culvert_model::address::{GatewayDestination, NamespacedHostname};
-use culvert_model::balance::{Client, Observed, pick};
+use culvert_model::balance::{Client, Observed, Place, pick};
 use culvert_model::outcome::Reason;
 use culvert_model::service::{IpFamilies, Service};
 use culvert_model::snapshot::Snapshot;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::HBONE_PORT;
 use crate::shared::{Failure, Shared};
+use crate::state::World;
 use crate::target;
 use crate::tls::Expected;
 
@@ -84,8 +85,9 @@ pub struct Wanted<'a> {
 ///
 /// # Errors
 /// Why there is none.
-pub fn choose(shared: &Shared, snapshot: &Snapshot, wanted: &Wanted<'_>) -> Result<Endpoint, Failure> {
-    let key = wanted.service;
+pub fn choose(shared: &Shared, world: &World, wanted: &Wanted<'_>) -> Result<Endpoint, Failure> {
+    let (key, snapshot) = (wanted.service, &world.snapshot);
+    let place = world.place.as_ref().unwrap_or(&shared.place);
     let Some(service) = snapshot.service_by_key(key) else {
         return Err(Failure::new(Reason::NoHealthyUpstream, format!("service {key} is not known")));
     };
@@ -97,9 +99,9 @@ pub fn choose(shared: &Shared, snapshot: &Snapshot, wanted: &Wanted<'_>) -> Resu
     }
     let fit = |workload: &Arc<Workload>| {
         let port = workload.services.get(key)?.target(wanted.port)?;
-        (reachable(shared, service, workload) && !wanted.exclude.contains(&workload.uid)).then_some(port)
+        (reachable(place, service, workload) && !wanted.exclude.contains(&workload.uid)).then_some(port)
     };
-    let client = Client { place: &shared.place, address: wanted.client };
+    let client = Client { place, address: wanted.client };
     let endpoints = snapshot.endpoints(key);
     let random = &mut |bound: u64| fastrand::u64(0..bound);
     match pick(&endpoints, &fit, &service.load_balancing, &client, &*shared.endpoints, random) {
@@ -137,9 +139,9 @@ fn other_waypoint(shared: &Shared, snapshot: &Snapshot, service: &Service) -> Op
     })
 }
 
-fn reachable(shared: &Shared, service: &Service, workload: &Workload) -> bool {
+fn reachable(place: &Place, service: &Service, workload: &Workload) -> bool {
     // Other networks, and sidecars' own mutual TLS, are not spoken here.
-    workload.network == shared.place.network
+    workload.network == place.network
         && workload.tunnel_protocol != TunnelProtocol::LegacyIstioMtls
         && match workload.addresses.is_empty() {
             true => !workload.hostname.is_empty(),

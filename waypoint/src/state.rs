@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use culvert_model::Str;
 use culvert_model::address::NamespacedHostname;
+use culvert_model::balance::Place;
 use culvert_model::request::{PolicySet, RequestPolicy, Targets};
 use culvert_model::route::Routes;
 use culvert_model::snapshot::Snapshot;
@@ -19,6 +20,8 @@ pub struct World {
     pub routes: Routes,
     /// Policies for requests.
     pub policies: Arc<Policies>,
+    /// Where the waypoint itself is, once its own pod is known.
+    pub place: Option<Place>,
 }
 
 /// All policies, sorted by whom they are for.

@@ -147,7 +147,7 @@ fn next(
         }
         FoundStream::Rule { rule, .. } => backend(rule)?,
     };
-    choose(shared, &world.snapshot, &Wanted { service: backend, port, client, exclude })
+    choose(shared, world, &Wanted { service: backend, port, client, exclude })
 }
 
 fn backend(rule: &StreamRule) -> Result<(&culvert_model::address::NamespacedHostname, u16), Failure> {

@@ -2,6 +2,7 @@
 
 mod apps;
 mod authority;
+mod bodies;
 mod filters;
 mod policies;
 mod requests;

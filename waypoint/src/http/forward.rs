@@ -200,7 +200,7 @@ fn next(asked: &Asked<'_>, exclude: &[Str]) -> Result<Endpoint, Failure> {
         }
         To::Service(service, port) => {
             let wanted = Wanted { service, port: *port, client, exclude };
-            choose(&asked.served.shared, &asked.world.snapshot, &wanted)
+            choose(&asked.served.shared, asked.world, &wanted)
         }
     }
 }
@@ -317,7 +317,7 @@ fn copy(asked: &Asked<'_>, mirror: &Mirror, body: Body) -> Body {
     let (service, port) = (mirror.backend.service.clone(), mirror.backend.port);
     let client = served.asked.peer.address.ip();
     let wanted = Wanted { service: &service, port, client, exclude: &[] };
-    let Ok(endpoint) = choose(&served.shared, &asked.world.snapshot, &wanted) else { return body };
+    let Ok(endpoint) = choose(&served.shared, asked.world, &wanted) else { return body };
     let declared = endpoint.service.as_ref().map(|it| target::service_protocol(it, port));
     let http2 = matches!(declared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) || asked.head.grpc;
     let Ok(request) = request(asked.head, copied, http2) else { return body };

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::apps::node_tunnel;
 use super::soon;
-use super::world::{VIP, WEB, World, backend, identity, pod, route, service, web};
+use super::world::{VIP, WEB, World, backend, identity, own_address, pod, route, service, web};
 
 const DB: &str = "shop/db.shop.svc.cluster.local";
 
@@ -56,8 +56,9 @@ async fn a_server_may_speak_first() {
 #[tokio::test]
 async fn from_tunnel_to_tunnel() {
     let world = World::new(vec![], vec![], vec![]).await;
-    let app = TcpListener::bind("127.0.0.41:0").await.unwrap();
-    node_tunnel(&world.tasks, &world.authority, "127.0.0.41", &identity("shop", "one")).await;
+    let ip = own_address(2);
+    let app = TcpListener::bind((ip.as_str(), 0)).await.unwrap();
+    node_tunnel(&world.tasks, &world.authority, &ip, &identity("shop", "one")).await;
     let mut one = pod("one", app.local_addr().unwrap(), &[WEB]);
     one.tunnel_protocol = TunnelProtocol::Hbone;
     world.know(vec![web(AppProtocol::Tcp)], vec![one], vec![]);

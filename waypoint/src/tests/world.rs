@@ -66,6 +66,12 @@ pub fn key(name: &str) -> NamespacedHostname {
     NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() }
 }
 
+/// A loopback address that no other process of these tests uses: HBONE has one port only.
+pub fn own_address(number: u8) -> String {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    format!("127.{}.{low}.{number}", 100 + high % 100)
+}
+
 /// A service with one port, bound to the waypoint.
 pub fn service(name: &str, address: &str, port: u16, app_protocol: AppProtocol) -> Service {
     let prefix =
