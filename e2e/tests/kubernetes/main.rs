@@ -15,6 +15,11 @@ mod world;
 use culvert_e2e::checks::Checks;
 use world::World;
 
+/// Kills of the test that each change passes: everything there is once.
+const KILLS: usize = 8;
+/// Kills of the long test.
+const MANY_KILLS: usize = 50;
+
 #[test]
 fn the_mesh_in_a_real_cluster() {
     let world = World::start().expect("a cluster");
@@ -23,29 +28,18 @@ fn the_mesh_in_a_real_cluster() {
     rollout::run(&world, &mut checks);
     told::run(&world, &mut checks);
     waypoint::run(&world, &mut checks);
-    checks.finish();
-}
-
-/// Fifty kills take some seven minutes.
-#[test]
-#[ignore = "minutes on a machine that does nothing else: make test-all"]
-fn whatever_ends_comes_back_and_the_mesh_leaves_nothing_behind() {
-    let world = World::start().expect("a cluster");
-    let mut checks = Checks::default();
-    demo::run(&world, &mut checks);
-    rollout::application(&world, &mut checks);
-    faults::run(&world, &mut checks, 50);
+    faults::run(&world, &mut checks, KILLS);
     leave::check(&world, &mut checks);
     checks.finish();
 }
 
 #[test]
-#[ignore = "tmp"]
-fn tmp_waypoint() {
+#[ignore = "ten minutes: make test-all"]
+fn whatever_ends_fifty_times_comes_back() {
     let world = World::start().expect("a cluster");
     let mut checks = Checks::default();
     demo::run(&world, &mut checks);
-    waypoint::run(&world, &mut checks);
-    told::run(&world, &mut checks);
+    rollout::application(&world, &mut checks);
+    faults::run(&world, &mut checks, MANY_KILLS);
     checks.finish();
 }
