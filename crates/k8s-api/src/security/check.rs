@@ -182,6 +182,7 @@ fn known_attribute(key: &str) -> bool {
     let exact = [
         "remote.ip",
         "connection.sni",
+        "source.trustDomain",
         "request.auth.principal",
         "request.auth.audiences",
         "request.auth.presenter",
