@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 /// What each crate may name, without the prefix `culvert-`. A crate that is missing here is a problem too: it needs a layer.
-const ALLOWED: [(&str, &[&str]); 16] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     ("proto", &[]),
     ("runtime", &[]),
     ("net", &[]),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("xds", &["proto", "runtime"]),
     ("sandbox", &["runtime", "net", "k8s-api"]),
     ("ztunnel", PRODUCT),
+    ("waypoint", PRODUCT),
     ("controller", PRODUCT),
     ("cli", AROUND),
     ("bench", BENCH),

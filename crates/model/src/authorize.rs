@@ -12,11 +12,14 @@ use serde::Serialize;
 mod bound;
 mod matching;
 
+pub(crate) use matching::{parts_match, principal};
+
 use crate::Str;
 use crate::identity::Identity;
 use crate::outcome::Reason;
 use crate::policy::{Action, Policy, PolicyKey, PolicyScope};
 use crate::snapshot::{Applicable, Snapshot};
+use crate::trace::{Silent, Trace};
 use crate::workload::Workload;
 
 /// What is known of a connection besides its destination workload.
@@ -184,24 +187,6 @@ pub fn explain(snapshot: &Snapshot, destination: &Workload, facts: &ConnectionFa
     Explanation { verdict, steps }
 }
 
-/// Where steps go. The silent one does not even make them.
-trait Trace {
-    fn record(&mut self, step: impl FnOnce() -> Step);
-}
-
-struct Silent;
-
-impl Trace for Silent {
-    #[inline]
-    fn record(&mut self, _step: impl FnOnce() -> Step) {}
-}
-
-impl Trace for &mut Vec<Step> {
-    fn record(&mut self, step: impl FnOnce() -> Step) {
-        self.push(step());
-    }
-}
-
 struct Judge<'a, T> {
     snapshot: &'a Snapshot,
     destination: &'a Workload,
@@ -209,7 +194,7 @@ struct Judge<'a, T> {
     trace: T,
 }
 
-impl<'a, T: Trace> Judge<'a, T> {
+impl<'a, T: Trace<Step>> Judge<'a, T> {
     fn verdict(&mut self) -> Result<Permit, Denial> {
         self.came_through_waypoint()?;
         self.all_understood()?;

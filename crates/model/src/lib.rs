@@ -10,9 +10,12 @@ pub mod dns;
 pub mod identity;
 pub mod outcome;
 pub mod policy;
+pub mod request;
 pub mod resolve;
+pub mod route;
 pub mod service;
 pub mod snapshot;
+mod trace;
 pub mod wire;
 pub mod workload;
 

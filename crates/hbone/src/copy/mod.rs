@@ -5,6 +5,7 @@
 
 mod buffer;
 mod pump;
+mod tunnels;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::error::{LostCause, StreamError};
 use crate::stream::{Side, TunnelStream};
 use pump::{Fault, Pump, TcpSink, TcpSource, TunnelSink, TunnelSource};
+pub use tunnels::copy_tunnels;
 
 /// Counts bytes as they pass, for live views of a connection.
 pub trait CopyObserver: Send + Sync {

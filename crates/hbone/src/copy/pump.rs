@@ -11,6 +11,7 @@ use std::io;
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use h2::Reason;
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
@@ -112,6 +113,15 @@ pub(super) struct TunnelSink {
 impl Pump {
     pub(super) fn new() -> Self {
         Self { queue: Queue::default(), state: State::Reading, moved: 0 }
+    }
+
+    /// One that passes these on first.
+    pub(super) fn beginning_with(early: Bytes) -> Self {
+        let mut pump = Self::new();
+        if !early.is_empty() {
+            pump.queue.push(early);
+        }
+        pump
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -5,5 +5,6 @@ mod common;
 mod connection;
 mod copying;
 mod pooling;
+mod relaying;
 mod resets;
 mod windows;

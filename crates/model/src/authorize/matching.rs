@@ -13,7 +13,7 @@ pub(super) fn evaluate(m: &Match, facts: &ConnectionFacts<'_>) -> MatchResult {
     let destination = facts.destination.ip().to_canonical();
     let port = facts.destination.port();
     let of_peer = |test: &dyn Fn(&Identity) -> bool| facts.identity.is_some_and(test);
-    let namespace = |want: &StringMatch| of_peer(&|peer| text(want, &[peer.namespace()]));
+    let namespace = |want: &StringMatch| of_peer(&|peer| parts_match(want, &[peer.namespace()]));
     let principal = |want: &StringMatch| of_peer(&|peer| principal(want, peer));
     let account = |want: &ServiceAccountMatch| of_peer(&|peer| service_account(want, peer));
 
@@ -54,7 +54,7 @@ fn service_account(want: &ServiceAccountMatch, peer: &Identity) -> bool {
 
 /// A principal without its scheme, or with it: a pattern that begins with `spiffe://` means the same without. The scheme is
 /// taken off the pattern rather than put before the principal, lest the pattern `s*` match everyone.
-fn principal(want: &StringMatch, peer: &Identity) -> bool {
+pub(crate) fn principal(want: &StringMatch, peer: &Identity) -> bool {
     let parts: [&str; 5] = [peer.trust_domain(), "/ns/", peer.namespace(), "/sa/", peer.service_account()];
     match want {
         StringMatch::Exact(pattern) => equals(&parts, pattern.strip_prefix(SCHEME).unwrap_or(pattern)),
@@ -67,7 +67,8 @@ fn principal(want: &StringMatch, peer: &Identity) -> bool {
     }
 }
 
-fn text(want: &StringMatch, parts: &[&str]) -> bool {
+/// Whether the parts, one after another, match.
+pub(crate) fn parts_match(want: &StringMatch, parts: &[&str]) -> bool {
     match want {
         StringMatch::Exact(pattern) => equals(parts, pattern),
         StringMatch::Prefix(pattern) => starts(parts, pattern),
@@ -134,7 +135,7 @@ mod tests {
                 _ => StringMatch::Suffix(pattern.as_str().into()),
             };
             let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-            prop_assert_eq!(text(&want, &parts), joined(&want, &parts.concat()));
+            prop_assert_eq!(parts_match(&want, &parts), joined(&want, &parts.concat()));
         }
 
         /// U22: a principal pattern means the same with and without its scheme, and no pattern matches by the scheme alone.

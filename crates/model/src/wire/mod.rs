@@ -9,6 +9,8 @@ use culvert_proto::workload as proto;
 use prost::Message;
 
 pub mod policy;
+pub mod request;
+pub mod route;
 pub mod service;
 pub mod unknown;
 pub mod workload;
@@ -19,6 +21,8 @@ use crate::service::Service;
 use crate::workload::{AppProtocol, Port, Workload};
 
 pub use policy::{PolicyError, PolicyResource};
+pub use request::{RequestPolicyError, RequestPolicyResource};
+pub use route::{RouteError, RouteResource};
 pub use service::ServiceError;
 pub use workload::WorkloadError;
 
@@ -164,6 +168,11 @@ pub fn address(name: &str, body: &[u8]) -> Result<AddressResource, WireError> {
 /// Decodes one resource of type `istio.security.Authorization`; see [`policy::decode`].
 pub fn policy(name: &str, body: &[u8]) -> PolicyResource {
     policy::decode(name, body)
+}
+
+/// Decodes one resource of type `culvert.waypoint.v1.Route`; see [`route::decode`].
+pub fn route(name: &str, body: &[u8]) -> RouteResource {
+    route::decode(name, body)
 }
 
 /// The resource's name and body as a control plane sends them.

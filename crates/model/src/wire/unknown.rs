@@ -3,6 +3,10 @@
 //! The decoder drops unknown fields silently, and proto3 keeps unknown enum values as numbers. In a policy either may be
 //! the condition that was meant to deny, so both are found here, before decoding, by a table of what is known (D06).
 
+mod route;
+
+pub use route::ROUTE;
+
 /// A message's known fields.
 #[derive(Debug)]
 pub struct Message {
@@ -57,6 +61,12 @@ pub enum UnknownError {
         message: &'static str,
         /// The field.
         field: &'static str,
+    },
+    /// Messages inside of each other, further than anything means.
+    #[error("{message} is too deep inside other messages")]
+    Deep {
+        /// The message that is too deep.
+        message: &'static str,
     },
     /// The bytes are no protobuf message.
     #[error("{message} is malformed at byte {offset}")]
@@ -125,11 +135,83 @@ static ADDRESS: Message = Message { name: "Address", fields: &[plain(1, "address
 static SERVICE_ACCOUNT: Message =
     Message { name: "ServiceAccountMatch", fields: &[plain(1, "namespace"), plain(2, "service_account")] };
 
-/// Walks a message by its table. Depth is the table's, so a hostile message cannot make it recurse further.
+/// `culvert.waypoint.v1.Policy`.
+pub static REQUEST_POLICY: Message = Message {
+    name: "Policy",
+    fields: &[
+        plain(1, "namespace"),
+        plain(2, "name"),
+        Field { tag: 3, name: "action", kind: Kind::Enum(4) },
+        plain(4, "provider"),
+        plain(5, "dry_run"),
+        nested(6, "targets", &REQUEST_TARGET),
+        nested(7, "rules", &REQUEST_RULE),
+    ],
+};
+
+/// `culvert.waypoint.v1.Target`.
+pub static REQUEST_TARGET: Message =
+    Message { name: "Target", fields: &[plain(1, "service_namespace"), plain(2, "service_hostname")] };
+
+static REQUEST_RULE: Message = Message {
+    name: "PolicyRule",
+    fields: &[
+        nested(1, "from", &REQUEST_SOURCE),
+        nested(2, "to", &REQUEST_OPERATION),
+        nested(3, "when", &REQUEST_CONDITION),
+    ],
+};
+
+static REQUEST_SOURCE: Message = Message {
+    name: "Source",
+    fields: &[
+        plain(1, "principals"),
+        plain(2, "not_principals"),
+        plain(3, "request_principals"),
+        plain(4, "not_request_principals"),
+        plain(5, "namespaces"),
+        plain(6, "not_namespaces"),
+        plain(7, "service_accounts"),
+        plain(8, "not_service_accounts"),
+        plain(9, "ip_blocks"),
+        plain(10, "not_ip_blocks"),
+        plain(11, "remote_ip_blocks"),
+        plain(12, "not_remote_ip_blocks"),
+    ],
+};
+
+static REQUEST_OPERATION: Message = Message {
+    name: "Operation",
+    fields: &[
+        plain(1, "hosts"),
+        plain(2, "not_hosts"),
+        plain(3, "ports"),
+        plain(4, "not_ports"),
+        plain(5, "methods"),
+        plain(6, "not_methods"),
+        plain(7, "paths"),
+        plain(8, "not_paths"),
+    ],
+};
+
+static REQUEST_CONDITION: Message =
+    Message { name: "Condition", fields: &[plain(1, "key"), plain(2, "values"), plain(3, "not_values")] };
+
+/// Messages inside of each other: what is meant has eight, the decoder takes a hundred.
+const MAX_DEPTH: usize = 32;
+
+/// Walks a message by its table, no deeper than [`MAX_DEPTH`].
 ///
 /// # Errors
 /// The first thing found.
 pub fn check(bytes: &[u8], message: &'static Message) -> Result<(), UnknownError> {
+    walk(bytes, message, MAX_DEPTH)
+}
+
+fn walk(bytes: &[u8], message: &'static Message, depth: usize) -> Result<(), UnknownError> {
+    if depth == 0 {
+        return Err(UnknownError::Deep { message: message.name });
+    }
     let mut reader = Reader { bytes, offset: 0, message: message.name };
     while let Some((tag, value)) = reader.next()? {
         let field = message.fields.iter().find(|f| f.tag == tag);
@@ -141,7 +223,7 @@ pub fn check(bytes: &[u8], message: &'static Message) -> Result<(), UnknownError
             (Kind::Enum(bound), Value::Varint(value)) if value >= *bound => {
                 return Err(UnknownError::Value { message: message.name, field: field.name, value });
             }
-            (Kind::Nested(inner), Value::Bytes(bytes)) => check(bytes, inner)?,
+            (Kind::Nested(inner), Value::Bytes(bytes)) => walk(bytes, inner, depth - 1)?,
             // A wire type that does not fit its field is for the decoder to refuse.
             _ => {}
         }
@@ -160,6 +242,23 @@ pub fn last_number(bytes: &[u8], tag: u32) -> Result<Option<u64>, UnknownError> 
     while let Some((at, value)) = reader.next()? {
         if let (true, Value::Varint(number)) = (at == tag, value) {
             found = Some(number);
+        }
+    }
+    Ok(found)
+}
+
+/// The messages that a field at the top of a message holds.
+///
+/// # Errors
+/// [`UnknownError::Malformed`]: the field is no message, or what follows cannot be read, so more of them may be there.
+pub fn nested_messages(bytes: &[u8], tag: u32) -> Result<Vec<&[u8]>, UnknownError> {
+    let mut reader = Reader { bytes, offset: 0, message: "message" };
+    let mut found = Vec::new();
+    while let Some((at, value)) = reader.next()? {
+        match value {
+            Value::Bytes(inner) if at == tag => found.push(inner),
+            _ if at == tag => return Err(reader.malformed()),
+            _ => {}
         }
     }
     Ok(found)

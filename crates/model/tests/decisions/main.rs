@@ -11,6 +11,8 @@ mod dns;
 mod far_waypoint;
 mod outcome;
 mod resolve;
+mod route;
+mod route_wire;
 mod snapshot;
 mod wire;
 mod world;
