@@ -265,6 +265,8 @@ impl<'a> Facts<'a> {
         let who = format!("waypoint {}", verdict.waypoints.join(", "));
         let accepted = if reason == "Accepted" {
             Condition::new(WAYPOINT, true, "Accepted", format!("taken by {who}"))
+        } else if reason == "UnsupportedValue" {
+            Condition::new(WAYPOINT, false, reason, message)
         } else {
             Condition::new(
                 WAYPOINT,
@@ -284,6 +286,8 @@ impl<'a> Facts<'a> {
                 waiting.join(", ")
             );
             Condition::new(ENFORCED, false, "WaypointIsNotReady", message)
+        } else if reason == "UnsupportedValue" {
+            Condition::new(ENFORCED, true, "Widened", message)
         } else if reason == "Accepted" {
             Condition::new(ENFORCED, true, "Enforced", format!("{who} enforces it"))
         } else {

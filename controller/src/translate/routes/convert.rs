@@ -6,6 +6,7 @@ use culvert_k8s_api::routes::{
 };
 use culvert_proto::waypoint as proto;
 use culvert_proto::waypoint::filter::Kind as FilterKind;
+use prost::Message;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -83,7 +84,33 @@ pub(super) fn route(from: &From<'_, '_>, service: (&str, &str)) -> Converted {
         hostnames: if of == RouteType::Tls { spec.hostnames.clone() } else { Vec::new() },
     };
     let rules = spec.http.len() + spec.streams.len();
-    Converted { message, unresolved, broken, rules }
+    let mut converted = Converted { message, unresolved, broken, rules };
+    converted.as_read(from);
+    converted
+}
+
+impl Converted {
+    /// What a waypoint would not carry out is broken here already, so that the status says what the waypoint does: the code that reads
+    /// the message there judges it here.
+    fn as_read(&mut self, from: &From<'_, '_>) {
+        let message = &self.message;
+        let read = culvert_model::wire::route(&super::parents::resource(message), &message.encode_to_vec());
+        let Some(route) = read.route.filter(|_| read.error.is_some()) else { return };
+        for (index, rule) in route.http.iter().enumerate() {
+            if let (Some(why), Some(written)) = (&rule.broken, from.route.spec.http.get(index)) {
+                self.broken.push((index, why.to_string()));
+                self.message.http_rules[index] = broken_rule(written, why.to_string());
+            }
+        }
+        for (index, rule) in route.streams.iter().enumerate() {
+            if let (Some(why), Some(made)) = (&rule.broken, self.message.stream_rules.get_mut(index)) {
+                self.broken.push((index, why.to_string()));
+                made.backends =
+                    vec![proto::Backend { weight: 1, broken: why.to_string(), ..proto::Backend::default() }];
+            }
+        }
+        self.broken.sort();
+    }
 }
 
 fn seconds(text: &str) -> Option<i64> {

@@ -215,7 +215,8 @@ fn ranks<'s>(
     ranks
 }
 
-fn resource(route: &proto::Route) -> String {
+/// The name of a message.
+pub(super) fn resource(route: &proto::Route) -> String {
     let proto::Route { kind, namespace, name, service_namespace, service_hostname, port, .. } = route;
     format!("{kind}/{namespace}/{name}/{service_namespace}/{service_hostname}/{port}")
 }

@@ -8,6 +8,7 @@ use culvert_k8s_api::meta::ObjectMeta;
 use culvert_k8s_api::routes::GROUP;
 use culvert_k8s_api::security::{AuthorizationPolicy, TargetRef};
 use culvert_proto::waypoint as proto;
+use prost::Message;
 
 use super::rules;
 use crate::gateways::{self, Owner};
@@ -52,6 +53,14 @@ pub(super) fn convert_all(view: &View<'_>, status: &mut [PolicyStatus]) -> Targe
         for (gateway, scope) in &scopes {
             let name = format!("{}/{}", meta.namespace, meta.name);
             let message = Arc::new(message(policy, scope));
+            // The code that reads it at the waypoint judges it here: what it cannot read it denies.
+            let read = culvert_model::wire::request::decode(&name, &message.encode_to_vec());
+            if let Some(error) = read.error {
+                problems.push((
+                    "UnsupportedValue",
+                    format!("waypoint {gateway} denies everything that it is for: {error}"),
+                ));
+            }
             targeted.entry(gateway.clone()).or_default().insert(name, message);
         }
         if let Some(status) = said.get_mut(&(meta.namespace.clone(), meta.name.clone())) {
@@ -69,7 +78,7 @@ fn say(status: &mut PolicyStatus, waypoints: Vec<String>, problems: &[Problem]) 
     status.reason = if problems.is_empty() {
         "Accepted"
     } else {
-        ["Invalid", "TargetNotFound"].into_iter().find(is).unwrap_or("AncestorNotBound")
+        ["UnsupportedValue", "Invalid", "TargetNotFound"].into_iter().find(is).unwrap_or("AncestorNotBound")
     };
     if status.accepted {
         status.resource = Some(format!("{}/{}", status.namespace, status.name));

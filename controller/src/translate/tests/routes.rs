@@ -196,3 +196,35 @@ proptest! {
         }
     }
 }
+
+/// What a waypoint is told it can read: what it would not carry out is broken already, and the status has said so.
+#[test]
+fn a_waypoint_reads_all_that_it_is_told() {
+    let translation = run(&all());
+    let mut refused = Vec::new();
+    for told in translation.told().values() {
+        for (name, route) in &told.routes {
+            let read = culvert_model::wire::route(name, &route.encode_to_vec());
+            refused.extend(read.error.map(|error| error.to_string()));
+        }
+        for (name, policy) in &told.policies {
+            let read = culvert_model::wire::request::decode(name, &policy.encode_to_vec());
+            refused.extend(read.error.map(|error| error.to_string()));
+        }
+    }
+    assert_eq!(refused, [""; 0]);
+}
+
+/// A policy that the loader takes and a waypoint cannot read denies, and says so.
+#[test]
+fn what_a_waypoint_cannot_read_of_a_policy_is_said() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {targetRefs: [{kind: Service, group: \"\", name: s}], rules: [{to: [{operation: {paths: [no-slash]}}]}]}\n";
+    let mut world = wished(&[]);
+    world.objects.extend(crate::index::by_key(parse_file("p", text).objects));
+    let status = &run(&world).policy_status[0];
+    assert_eq!((status.accepted, status.reason), (true, "UnsupportedValue"));
+    assert!(
+        status.message.contains("denies everything") && status.message.contains("no-slash"),
+        "{status:?}"
+    );
+}
