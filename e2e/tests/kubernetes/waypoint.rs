@@ -25,9 +25,8 @@ pub fn run(world: &World, checks: &mut Checks) {
         "with the Gateway API a waypoint is made of a Gateway, and a namespace is bound to it",
         || made(world),
     );
-    checks.check("its requests are encrypted on both ways, and the waypoint says who asked", || {
-        through(world)
-    });
+    checks
+        .check("its requests are encrypted on both ways, and the waypoint says who asked", || through(world));
     checks.check(
         "an HTTPRoute sends a path to one version and changes a header; what it does not name is not found",
         || routed(world),
