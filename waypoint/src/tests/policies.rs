@@ -61,7 +61,7 @@ async fn a_denied_path_is_denied_however_it_is_written() {
     assert_eq!(got.body, "one HTTP/1.1 GET web/a/~b?x=%2f ", "the application sees the same path");
 }
 
-/// W54.
+/// W14, W54.
 #[tokio::test]
 async fn who_asks_is_who_the_certificate_says() {
     let (world, _app) = world(AppProtocol::Http11).await;
