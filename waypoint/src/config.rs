@@ -202,6 +202,7 @@ mod tests {
         proxy: ProxyConfig,
     }
 
+    /// R17.
     #[test]
     fn who_it_is_and_what_it_is_called() {
         let arguments = [

@@ -61,6 +61,10 @@ fn every_metric_has_a_line() {
         assert!(!found.is_empty(), "{file} {prefix}");
         holds_all("operations/metrics.md", found.into_iter().map(|name| format!("{prefix}_{name}")));
     }
+    for (variable, prefix) in [("istio", "istio"), ("own", "culvert_waypoint"), ("xds", "istio_xds")] {
+        let found = names("waypoint/src/observe/metrics.rs", &format!("{variable}.register(\""), "\"");
+        holds_all("operations/metrics.md", found.into_iter().map(|name| format!("{prefix}_{name}")));
+    }
     let controller = names("controller/src/metrics.rs", "mine.register(\"", "\"");
     holds_all(
         "operations/metrics.md",
@@ -77,17 +81,30 @@ fn every_limit_has_a_line() {
 
 #[test]
 fn every_field_of_the_access_log_has_a_line() {
-    let mut fields = names("ztunnel/src/observe/access_log.rs", "            ", " = ");
-    fields.retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || "._".contains(c)));
-    assert!(fields.len() > 15, "{fields:?}");
-    holds_all("operations/access-log.md", fields);
+    for (file, at_least) in [
+        ("ztunnel/src/observe/access_log.rs", 15),
+        ("waypoint/src/observe/request.rs", 15),
+        ("waypoint/src/observe/stream.rs", 10),
+        ("waypoint/src/observe/mod.rs", 0),
+    ] {
+        let before = if file.ends_with("mod.rs") { "        " } else { "            " };
+        let mut fields = names(file, before, " = ");
+        fields.retain(|name| name.chars().all(|c| c.is_ascii_lowercase() || "._".contains(c)));
+        assert!(fields.len() > at_least, "{file}: {fields:?}");
+        holds_all("operations/access-log.md", fields);
+    }
 }
 
 #[test]
-fn every_variable_of_the_proxy_and_the_agent_has_a_line() {
-    for file in
-        ["ztunnel/src/config.rs", "ztunnel/src/bounds.rs", "ztunnel/src/agent/mod.rs", "ztunnel/src/main.rs"]
-    {
+fn every_variable_of_the_proxy_the_agent_and_the_waypoint_has_a_line() {
+    for file in [
+        "ztunnel/src/config.rs",
+        "ztunnel/src/bounds.rs",
+        "ztunnel/src/agent/mod.rs",
+        "ztunnel/src/main.rs",
+        "waypoint/src/config.rs",
+        "waypoint/src/main.rs",
+    ] {
         holds_all("operations/flags.md", names(file, "env = \"", "\""));
     }
 }

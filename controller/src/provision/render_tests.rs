@@ -52,7 +52,7 @@ fn part(all: &Value, kind: &str) -> Value {
     all.as_array().unwrap().iter().find(|it| it["kind"] == kind).cloned().unwrap_or_default()
 }
 
-/// D57, D58, D59.
+/// D57, D58, D59. R17.
 #[test]
 fn a_gateway_becomes_these_objects() {
     let all = rendered(&gateway("", ""), &[]);

@@ -20,6 +20,7 @@ const KILLS: usize = 8;
 /// Kills of the long test.
 const MANY_KILLS: usize = 50;
 
+/// By the checks of `waypoint.rs`, which say which: W01, W02, W14, W16, W28, W53, W54, W57, W58, W63, W72.
 #[test]
 fn the_mesh_in_a_real_cluster() {
     let world = World::start().expect("a cluster");

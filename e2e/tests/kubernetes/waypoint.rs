@@ -25,9 +25,8 @@ pub fn run(world: &World, checks: &mut Checks) {
         "with the Gateway API a waypoint is made of a Gateway, and a namespace is bound to it",
         || made(world),
     );
-    checks.check("its requests are encrypted on both ways, and the server sees the waypoint", || {
-        through(world)
-    });
+    checks
+        .check("its requests are encrypted on both ways, and the waypoint says who asked", || through(world));
     checks.check(
         "an HTTPRoute sends a path to one version and changes a header; what it does not name is not found",
         || routed(world),
@@ -66,7 +65,7 @@ fn made(world: &World) -> Result<()> {
     world.label("hello", "istio.io/use-waypoint=waypoint")
 }
 
-/// W14, W16, W20.
+/// W14, W16, W72.
 fn through(world: &World) -> Result<()> {
     world.api.wait("a line of the waypoint's way", MOMENT, |_| {
         let (marker, report) = world.marked_request(CLIENT, &format!("{NAME}/"))?;
@@ -90,7 +89,7 @@ fn route(world: &World, rules: &Value) -> Result<()> {
     world.api.create(ROUTES, &route).map(drop)
 }
 
-/// W28, W30.
+/// W28.
 fn routed(world: &World) -> Result<()> {
     for version in ["v1", "v2"] {
         let service = json!({
@@ -137,7 +136,7 @@ fn routed(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// W53, W54, W57, W58.
+/// W53, W54, W57, W58, W63.
 fn refused(world: &World) -> Result<()> {
     let target = json!([{ "group": "", "kind": "Service", "name": "hello" }]);
     let policy = json!({

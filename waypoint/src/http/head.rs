@@ -209,6 +209,7 @@ mod tests {
         Head::read(request.body(()).unwrap().into_parts().0)
     }
 
+    /// W21, W22.
     #[test]
     fn what_is_for_one_hop_goes() {
         let head = read(

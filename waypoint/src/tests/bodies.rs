@@ -17,6 +17,7 @@ fn within(milliseconds: u64) -> Option<proto::Timeouts> {
     Some(proto::Timeouts { request_ms: milliseconds, backend_ms: 0 })
 }
 
+/// W36.
 #[tokio::test]
 async fn what_takes_too_long_is_a_504() {
     let (world, app) = plain(AppProtocol::Http11).await;
@@ -32,7 +33,7 @@ async fn what_takes_too_long_is_a_504() {
     assert_eq!(ask(&mut client, stalled).await.status, 504);
 }
 
-/// A request is sent again with its whole body, as often as its rule says and no more.
+/// A request is sent again with its whole body, as often as its rule says and no more. W34, W36.
 #[tokio::test]
 async fn a_failed_request_is_repeated() {
     let (world, app) = plain(AppProtocol::Http11).await;

@@ -70,6 +70,7 @@ fn prefix(text: &str) -> Option<proto::PathChange> {
     Some(proto::PathChange { kind: Some(proto::path_change::Kind::Prefix(text.into())) })
 }
 
+/// W28.
 #[tokio::test]
 async fn a_path_leads_to_its_backend() {
     let shop = Shop::new(vec![rule("/one", &[(ONE, 1)]), rule("/two", &[(TWO, 1)])]).await;
@@ -80,6 +81,7 @@ async fn a_path_leads_to_its_backend() {
     assert_eq!((got.status, got.body.as_str()), (404, "not found"));
 }
 
+/// W36.
 #[tokio::test]
 async fn weights_share_the_requests() {
     let shop = Shop::new(vec![rule("/", &[(ONE, 9), (TWO, 1), (WEB, 0)])]).await;
@@ -92,6 +94,7 @@ async fn weights_share_the_requests() {
     assert!(one + two == 200 && (3..60).contains(&two), "{one} and {two}");
 }
 
+/// W36.
 #[tokio::test]
 async fn headers_change_both_ways() {
     let request = change(&[("X-Set", "new")], &[("x-add", "2")], &["X-Remove"]);
@@ -117,6 +120,7 @@ async fn headers_change_both_ways() {
     assert_eq!(got.header("seen-host"), "");
 }
 
+/// W36.
 #[tokio::test]
 async fn a_redirect_is_answered_here() {
     let redirect = proto::Redirect {
@@ -141,6 +145,7 @@ async fn a_rewrite_changes_what_the_backend_is_asked() {
     assert_eq!(shop.ask(get("/api")).await.body, "one HTTP/1.1 GET inside/ ");
 }
 
+/// W36, R30.
 #[tokio::test]
 async fn a_mirror_gets_a_copy() {
     let mirror = proto::Mirror { backend: Some(backend(TWO, 1)), share: 1_000_000 };
@@ -183,7 +188,7 @@ async fn cors() {
     assert_eq!((got.status, got.header("access-control-allow-origin")), (200, "https://a.example"));
 }
 
-/// What cannot be carried out is a 500, for its own requests only.
+/// What cannot be carried out is a 500, for its own requests only. W33.
 #[tokio::test]
 async fn what_is_broken_is_a_500() {
     let mut no_backend = rule("/none", &[]);
@@ -204,7 +209,7 @@ async fn what_is_broken_is_a_500() {
     assert_eq!(shop.ask(get("/ok")).await.status, 200);
 }
 
-/// A consumer's routes are for clients of its namespace, and for them instead of the producer's.
+/// A consumer's routes are for clients of its namespace, and for them instead of the producer's. W32.
 #[tokio::test]
 async fn consumers_have_their_own() {
     let own = change(&[("x-for", "consumer")], &[], &[]);

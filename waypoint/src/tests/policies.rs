@@ -46,7 +46,7 @@ async fn world(app_protocol: AppProtocol) -> (World, App) {
     (world, app)
 }
 
-/// W57. However a path is written, it is the one path that the policy is about.
+/// W57, W63. However a path is written, it is the one path that the policy is about.
 #[tokio::test]
 async fn a_denied_path_is_denied_however_it_is_written() {
     let (world, app) = world(AppProtocol::Http11).await;
@@ -61,6 +61,7 @@ async fn a_denied_path_is_denied_however_it_is_written() {
     assert_eq!(got.body, "one HTTP/1.1 GET web/a/~b?x=%2f ", "the application sees the same path");
 }
 
+/// W14, W54.
 #[tokio::test]
 async fn who_asks_is_who_the_certificate_says() {
     let (world, _app) = world(AppProtocol::Http11).await;
@@ -72,6 +73,7 @@ async fn who_asks_is_who_the_certificate_says() {
     }
 }
 
+/// W57.
 #[tokio::test]
 async fn grpc_hears_permission_denied() {
     let (world, app) = world(AppProtocol::Grpc).await;
@@ -84,6 +86,7 @@ async fn grpc_hears_permission_denied() {
 }
 
 /// A policy of which something is not understood denies what it is for, and nothing else; so does one that has to ask somebody.
+/// W27, W53.
 #[tokio::test]
 async fn what_is_not_understood_denies() {
     let (world, _app) = world(AppProtocol::Http11).await;

@@ -22,6 +22,7 @@ pub async fn plain(app_protocol: AppProtocol) -> (World, App) {
     (world, app)
 }
 
+/// W16, W22: the address says which service it is, and `Host` stays as it was.
 #[tokio::test]
 async fn a_request_reaches_the_application_and_its_answer_the_client() {
     for app_protocol in [AppProtocol::Http11, AppProtocol::Unknown] {
@@ -75,7 +76,7 @@ async fn a_port_that_declares_http2() {
     assert!(got.body.starts_with("one HTTP/2.0 GET web/"), "{}", got.body);
 }
 
-/// The whole path is encrypted: a tunnel to the endpoint, whose identity is pinned.
+/// The whole path is encrypted: a tunnel to the endpoint, whose identity is pinned. W16, W18.
 #[tokio::test]
 async fn through_a_tunnel_to_the_endpoint() {
     let world = World::new(vec![], vec![], vec![]).await;
@@ -95,7 +96,7 @@ async fn through_a_tunnel_to_the_endpoint() {
     assert_eq!((got.status, got.body.as_str()), (503, "upstream connect error"), "it is somebody else");
 }
 
-/// W17.
+/// W15, W17.
 #[tokio::test]
 async fn what_is_not_bound_here_is_refused() {
     let (world, app) = plain(AppProtocol::Http11).await;
@@ -113,6 +114,7 @@ async fn what_is_not_bound_here_is_refused() {
     assert!(world.metrics().contains(r#"tunnels_refused_total{reason="wrong_destination"} 4"#));
 }
 
+/// W34.
 #[tokio::test]
 async fn what_no_endpoint_can_answer() {
     let (world, app) = plain(AppProtocol::Http11).await;
@@ -157,6 +159,7 @@ async fn grpc_is_told_in_its_own_words() {
     assert_eq!((got.status, got.header("grpc-status")), (200, "12"), "{got:?}");
 }
 
+/// W22.
 #[tokio::test]
 async fn a_websocket_passes() {
     let (world, _app) = plain(AppProtocol::Http11).await;
@@ -223,6 +226,7 @@ async fn a_drain_says_goodbye() {
     soon(closed).await;
 }
 
+/// W70.
 #[tokio::test]
 async fn metrics_by_istios_names() {
     let (world, app) = plain(AppProtocol::Http11).await;
@@ -274,7 +278,7 @@ async fn a_client_that_leaves_in_the_middle_is_noticed() {
     soon(counted).await;
 }
 
-/// W25. Traffic that is addressed to a workload itself has policies and no routes.
+/// W15, W25. Traffic that is addressed to a workload itself has policies and no routes.
 #[tokio::test]
 async fn a_workload_by_its_address() {
     let (world, app) = plain(AppProtocol::Http11).await;
@@ -316,7 +320,7 @@ async fn there_are_only_so_many_tunnels_and_requests() {
     assert_eq!((got.status, got.body.as_str()), (503, "overloaded"));
 }
 
-/// A service that asks for endpoints nearby: near to the waypoint, whose place the control plane knows.
+/// A service that asks for endpoints nearby: near to the waypoint, whose place the control plane knows. W39.
 #[tokio::test]
 async fn endpoints_nearby() {
     let world = World::new(vec![], vec![], vec![]).await;

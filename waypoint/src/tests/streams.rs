@@ -52,7 +52,7 @@ async fn a_server_may_speak_first() {
     assert_eq!(&heard, b"220 ready");
 }
 
-/// Through a tunnel to the endpoint.
+/// Through a tunnel to the endpoint. W16.
 #[tokio::test]
 async fn from_tunnel_to_tunnel() {
     let world = World::new(vec![], vec![], vec![]).await;
@@ -85,6 +85,7 @@ async fn a_refused_connection_is_a_refused_tunnel() {
     }
 }
 
+/// W28.
 #[tokio::test]
 async fn a_tcp_route_leads_elsewhere() {
     let (world, _app) = world(AppProtocol::Unknown).await;
@@ -101,7 +102,7 @@ async fn a_tcp_route_leads_elsewhere() {
     assert_eq!(&heard, b"hello");
 }
 
-/// By the server name that the client asks for; the TLS itself passes as it is.
+/// By the server name that the client asks for; the TLS itself passes as it is. W28, R21.
 #[tokio::test]
 async fn a_tls_route_is_told_by_the_server_name() {
     let (world, _app) = world(AppProtocol::Tls).await;

@@ -108,7 +108,7 @@ fn another_namespace_is_reached_by_its_leave_alone() {
     assert_eq!((consumer.consumer_namespace.as_str(), consumer.created), ("web", i64::MAX));
 }
 
-/// Nothing that was written is skipped: a rule that cannot be carried out answers where it may have matched.
+/// Nothing that was written is skipped: a rule that cannot be carried out answers where it may have matched. W33.
 #[test]
 fn a_broken_rule_answers_with_an_error() {
     use culvert_proto::waypoint::filter::Kind;
@@ -148,7 +148,7 @@ fn wished(wishes: &[Wish]) -> World {
 proptest! {
     /// GEP-1294, said of each port by itself: of the routes that are for it, or for every port, those of the first kind count, for
     /// producers and consumers apart. A waypoint that takes what names a port, and where nothing does what names none, comes to the
-    /// same; and who counts nowhere is told so.
+    /// same; and who counts nowhere is told so. W32.
     #[test]
     fn at_each_port_the_right_routes_count(
         wishes in prop::collection::vec(

@@ -25,7 +25,7 @@ fn told(translation: &Translation) -> Map<String, Value> {
     translation.addresses.iter().map(one).collect()
 }
 
-/// D44 (all reasons but that of `exportTo`), W02, W03, W04, W05, W06, W09, W11: a golden file of each binding, what
+/// D44 (all reasons but that of `exportTo`), W01, W02, W03, W04, W05, W06, W09, W11: a golden file of each binding, what
 /// proxies are told of it and what people are.
 #[test]
 fn waypoint() {

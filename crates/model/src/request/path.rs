@@ -221,6 +221,7 @@ mod tests {
         normalise(target).unwrap().path_and_query().to_owned()
     }
 
+    /// W63.
     #[test]
     fn a_path_is_written_in_one_way() {
         for (target, wanted) in [
@@ -350,7 +351,7 @@ mod tests {
             }
         }
 
-        /// However an application reads it, it finds what the policy judged.
+        /// However an application reads it, it finds what the policy judged. W63.
         #[test]
         fn an_application_sees_the_same_place(target in "/([ab./\\\\]|%2[eEfF]|%5c|%61){0,16}") {
             let normal = normalise(&target).unwrap();

@@ -240,6 +240,7 @@ fn some_request() -> impl Strategy<Value = Asked> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
+    /// W33, R20: rules of all routes of a service are one list.
     #[test]
     fn as_the_specification_says(messages in some_routes(), asked in prop::collection::vec(some_request(), 1..8)) {
         let table = routes(&messages);
@@ -266,7 +267,7 @@ proptest! {
     }
 }
 
-/// Precedence of GRPCRoute: characters of the service, then of the method, then headers.
+/// Precedence of GRPCRoute: characters of the service, then of the method, then headers. W28.
 #[test]
 fn grpc_precedence() {
     let grpc = |service: &str, method: &str| {
@@ -291,6 +292,7 @@ fn grpc_precedence() {
     assert_eq!(with("/c.D/Put", &[]), "r/any");
 }
 
+/// W28.
 #[test]
 fn streams() {
     let stream = |kind: &str, name: &str, hostnames: &[&str]| proto::Route {

@@ -37,6 +37,7 @@ fn of_engine(verdict: &request::Verdict) -> Outcome {
     }
 }
 
+/// W53, W54, W55.
 #[test]
 fn the_engine_says_what_the_specification_says() {
     let mut seen: BTreeMap<&str, u64> = BTreeMap::new();

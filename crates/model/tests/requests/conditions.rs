@@ -52,6 +52,7 @@ fn condition(key: &str) -> impl Fn(Vec<String>, bool) -> proto::PolicyRule {
     }
 }
 
+/// W54, W55.
 #[test]
 fn principals_with_and_without_their_scheme() {
     let cases: &[(&[&str], bool)] = &[
@@ -72,6 +73,7 @@ fn principals_with_and_without_their_scheme() {
     check(source!(principals, not_principals), &Request::usual().no_identity(), &[(&["*"], false)]);
 }
 
+/// W54, W55.
 #[test]
 fn namespaces_with_stars_anywhere() {
     let request = Request::usual().with(|r| r.identity = Some(identity("cluster.local/ns/team-1-prod/sa/x")));
@@ -89,6 +91,7 @@ fn namespaces_with_stars_anywhere() {
     check(condition("source.namespace"), &request.no_identity(), &[(&["*"], false)]);
 }
 
+/// W54, W55.
 #[test]
 fn service_accounts_of_a_namespace_or_the_policys_own() {
     let cases: &[(&[&str], bool)] =
@@ -100,6 +103,7 @@ fn service_accounts_of_a_namespace_or_the_policys_own() {
     }
 }
 
+/// W55.
 #[test]
 fn the_trust_domain() {
     let cases: &[(&[&str], bool)] =
@@ -107,6 +111,7 @@ fn the_trust_domain() {
     check(condition("source.trustDomain"), &Request::usual(), cases);
 }
 
+/// W54, W55.
 #[test]
 fn addresses_of_the_client_what_proxies_say_of_it_and_of_the_service() {
     let block = |values: &[&'static str], is: &'static str, other: &'static str| {
@@ -135,6 +140,7 @@ fn addresses_of_the_client_what_proxies_say_of_it_and_of_the_service() {
     check(condition("source.ip"), &mapped, &[(&["10.0.0.1"], true), (&["::/0"], false)]);
 }
 
+/// W54, W55.
 #[test]
 fn the_services_port_and_the_server_name() {
     let ports = |ports: &[u32], not_ports: &[u32]| {
@@ -160,6 +166,7 @@ fn the_services_port_and_the_server_name() {
     }
 }
 
+/// W54.
 #[test]
 fn methods_and_hosts() {
     let methods: &[(&[&str], bool)] =
@@ -182,6 +189,7 @@ fn methods_and_hosts() {
     check(operation!(hosts, not_hosts), &without, &[(&["*"], false)]);
 }
 
+/// W54.
 #[test]
 fn paths_without_their_query_as_they_are_normalised() {
     let request = Request::usual().path("/a//%62/../c/d.txt?/a/x");
@@ -201,6 +209,7 @@ fn paths_without_their_query_as_they_are_normalised() {
     check(operation!(paths, not_paths), &request, cases);
 }
 
+/// W55.
 #[test]
 fn headers_by_name_without_case() {
     let request = Request::usual().header("x-a", "one").header("x-empty", "");
@@ -218,6 +227,7 @@ fn headers_by_name_without_case() {
     check(condition("request.headers[x-b]"), &request, &[(&["*"], false)]);
 }
 
+/// W54, W55.
 #[test]
 fn what_a_token_claims() {
     let request = Request::usual().claims(

@@ -77,6 +77,7 @@ fn judge_by(messages: &[proto::Policy]) -> String {
     permit(judge(messages)).by().unwrap().to_string()
 }
 
+/// W53.
 #[test]
 fn deny_comes_before_allow() {
     let denied = denial(judge(&[allow(everything()), deny(everything())]));
@@ -89,6 +90,7 @@ fn deny_comes_before_allow() {
     }
 }
 
+/// W53.
 #[test]
 fn custom_asks_before_anything_else_and_the_rest_is_judged_afterwards() {
     let custom = |name: &str, provider: &str, rules| proto::Policy {
@@ -135,6 +137,7 @@ fn custom_asks_before_anything_else_and_the_rest_is_judged_afterwards() {
     assert!(matches!(judge(&denied), Verdict::Ask(_)));
 }
 
+/// W53.
 #[test]
 fn audit_notes_and_decides_nothing() {
     let audit = |rules| policy("audit", Action::Audit, rules);
@@ -149,6 +152,7 @@ fn audit_notes_and_decides_nothing() {
     assert_eq!(noted(&[audit(everything()), allow(nothing())]), (false, vec!["a/audit".to_owned()]));
 }
 
+/// W64.
 #[test]
 fn a_trial_decides_nothing_and_tells_what_it_would_have_done() {
     let t = on_trial;
@@ -187,6 +191,7 @@ fn what_is_not_understood_denies_its_targets_and_nothing_else() {
     }
 }
 
+/// W27.
 #[test]
 fn a_policy_is_for_its_targets() {
     let target = |namespace: &str, hostname: &str| proto::Target {

@@ -32,6 +32,7 @@ fn target(namespace: &str, hostname: &str) -> proto::Target {
     proto::Target { service_namespace: namespace.into(), service_hostname: hostname.into() }
 }
 
+/// W55.
 #[test]
 fn keys_that_are_not_known_are_refused() {
     for key in [
