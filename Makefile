@@ -10,6 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := $(TARGET)/$(HOST)/release
 K8S := $(abspath $(TARGET))/k8s/bin
+CONFORMANCE := $(abspath $(TARGET))/k8s/conformance
 STATIC := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
 PROGRAMS := culvert-cli culvert-ztunnel culvert-waypoint culvert-controller culvert-bench
 DENY_VERSION := 0.20.2
@@ -21,12 +22,11 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUNNER="sudo -E env PATH=$$PATH")
 
 # The end-to-end tests by name, so that they build with the same features as the rest of the workspace, thus only once.
-# `ambient` needs a program that is not ours: see interop. `api_scale` measures, and is for a machine that does nothing else;
-# `conformance` has a build of its own.
-E2E := $(filter-out ambient api_scale conformance,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
+# `ambient` needs a program that is not ours: see interop. `api_scale` measures, and is for a machine that does nothing else.
+E2E := $(filter-out ambient api_scale,$(sort $(basename $(notdir $(wildcard e2e/tests/*.rs))) $(notdir $(patsubst %/main.rs,%,$(wildcard e2e/tests/*/main.rs)))))
 E2E_FLAGS = $(addprefix --test ,$(1)) -- --test-threads=1
 
-.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes conformance cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
+.PHONY: help build demo test test-all mutants lint advisories unit e2e demo-check interop soak bench bench-scale cluster-programs api-server kubernetes conformance conformance-programs cluster cluster-down images fmt clean setup-build setup-run setup-test setup-deny setup-mutants setup-cluster
 
 help: ## List the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,7 +47,8 @@ test: ## Everything a change must pass (what .ci/run runs); installs what it lac
 
 test-all: test advisories ## `make test`, and what does not fit into its time: ignored tests, advisories, the benchmark
 	@# culvert-runtime's one ignored test is the child of another.
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
+	e2e/conformance/build $(CONFORMANCE) v1.7.0
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) CONFORMANCE_BIN=$(CONFORMANCE) $(AS_ROOT) scripts/tier ignored cargo test --locked --workspace --exclude culvert-runtime -- --ignored --test-threads=1
 	@$(MAKE) --no-print-directory api-server
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory bench-scale
@@ -65,8 +66,8 @@ advisories: setup-deny ## Known vulnerabilities of dependencies (fetches the Rus
 unit: setup-test ## Tests in memory and of single crates (some make network namespaces)
 	$(AS_ROOT) scripts/tier unit cargo test --locked --no-fail-fast --workspace --exclude culvert-e2e
 
-e2e: setup-test build cluster-programs ## Whole meshes of the optimised programs, one at a time: on this machine, and in a real Kubernetes
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) scripts/tier e2e cargo test --locked --no-fail-fast --workspace $(call E2E_FLAGS,$(E2E))
+e2e: setup-test build cluster-programs conformance-programs ## Whole meshes of the optimised programs, one at a time: on this machine, and in a real Kubernetes
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) CONFORMANCE_BIN=$(CONFORMANCE) $(AS_ROOT) scripts/tier e2e cargo test --locked --no-fail-fast --workspace $(call E2E_FLAGS,$(E2E))
 
 demo-check: setup-run build ## The demo as one more check: every line must hold, within 60 seconds
 	scripts/tier demo $(ROOT) timeout --kill-after=30 60 $(BIN)/culvert demo -o json
@@ -107,9 +108,12 @@ api-server: setup-test build cluster-programs ## The tests under a real Kubernet
 kubernetes: setup-test build cluster-programs ## The tests in a real Kubernetes of two nodes
 	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,kubernetes) --nocapture
 
-conformance: setup-test build cluster-programs ## The mesh tests of the Gateway API's conformance suite, in a real Kubernetes
-	e2e/conformance/build $(K8S)/../conformance
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) CONFORMANCE_BIN=$(abspath $(TARGET))/k8s/conformance $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,conformance) --ignored --nocapture
+conformance-programs:
+	e2e/conformance/build $(CONFORMANCE) v1.6.3
+
+conformance: setup-test build cluster-programs conformance-programs ## The Gateway API's mesh tests of two versions, in a real Kubernetes
+	e2e/conformance/build $(CONFORMANCE) v1.7.0
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) CONFORMANCE_BIN=$(CONFORMANCE) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,conformance) --include-ignored --nocapture
 
 CLUSTER := KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo run --locked --quiet -p culvert-cluster --
 

@@ -42,6 +42,9 @@ pub struct ProxyConfig {
     /// Name of the Gateway.
     #[arg(long, env = "GATEWAY_NAME")]
     pub gateway: String,
+    /// Name of the Service by which others are bound to it; the Gateway's if absent.
+    #[arg(long, env = "GATEWAY_SERVICE")]
+    pub gateway_service: Option<String>,
     /// Cluster id of this node's workloads.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
@@ -149,10 +152,11 @@ impl ProxyConfig {
     /// The service by whose name others are bound to this waypoint: its Gateway's.
     #[must_use]
     pub fn own_service(&self) -> NamespacedHostname {
-        let Self { gateway, pod_namespace, cluster_domain, .. } = self;
+        let Self { pod_namespace, cluster_domain, .. } = self;
+        let name = self.gateway_service.as_ref().unwrap_or(&self.gateway);
         NamespacedHostname {
             namespace: pod_namespace.as_str().into(),
-            hostname: format!("{gateway}.{pod_namespace}.svc.{cluster_domain}").into(),
+            hostname: format!("{name}.{pod_namespace}.svc.{cluster_domain}").into(),
         }
     }
 

@@ -254,6 +254,7 @@ impl Made<'_> {
             field("INSTANCE_IP", "status.podIP"),
             field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
             json!({ "name": "GATEWAY_NAME", "value": self.gateway.metadata.name }),
+            json!({ "name": "GATEWAY_SERVICE", "value": self.name }),
             json!({ "name": "TERMINATION_GRACE_PERIOD_SECONDS", "value": self.settings.grace.to_string() }),
         ];
         for (name, value) in &self.settings.env {

@@ -111,6 +111,9 @@ fn annotations_change_name_account_and_type() {
     assert_eq!(part(&all, "ServiceAccount"), Value::Null, "theirs exists");
     let deployment = part(&all, "Deployment");
     assert_eq!(deployment["metadata"]["name"], "other");
+    // Bindings are sent by the name of the Service.
+    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert!(env.contains(&json!({ "name": "GATEWAY_SERVICE", "value": "other" })), "{env:?}");
     assert_eq!(deployment["spec"]["template"]["spec"]["serviceAccountName"], "theirs");
     assert_eq!(part(&all, "Service")["spec"]["type"], "LoadBalancer");
     let odd = gateway(", annotations: {networking.istio.io/service-type: ExternalName}", "");

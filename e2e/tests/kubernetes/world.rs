@@ -23,8 +23,6 @@ pub const MOMENT: Duration = Duration::from_secs(5);
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Of what a capture sees, so much is kept to tell where a marker was seen.
 const KEPT: usize = 64 << 20;
-/// Where the kinds of the Gateway API are, of the version that the conformance suite wants.
-const GATEWAY_API: &str = "sigs.k8s.io/gateway-api@v1.6.3";
 /// Version of the chart and of the images.
 const TAG: &str = env!("CARGO_PKG_VERSION");
 
@@ -60,8 +58,9 @@ impl World {
     }
 
     /// Installs the Gateway API's own definitions, at their standard channel.
-    pub fn gateway_api(&self) -> Result<()> {
-        let said = run(Command::new("go").args(["mod", "download", "-json", GATEWAY_API]))?;
+    pub fn gateway_api(&self, version: &str) -> Result<()> {
+        let module = format!("sigs.k8s.io/gateway-api@{version}");
+        let said = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
         let said: Value = serde_json::from_str(&said)?;
         let dir = Path::new(said["Dir"].as_str().context("no directory")?).join("config/crd/standard");
         self.api.kubectl(&["apply", "--server-side", "-f", &dir.to_string_lossy()])?;

@@ -46,18 +46,21 @@ func TestMesh(t *testing.T) {
 	options.NamespaceLabels = map[string]string{"istio.io/dataplane-mode": "ambient"}
 	options.Implementation = confv1.Implementation{
 		Organization: "culvert", Project: "culvert", Version: os.Getenv("CULVERT_VERSION"),
-		URL: "https://github.com/culvert/culvert", Contact: []string{"@culvert/maintainers"},
+		URL: "https://culvert.dev", Contact: []string{"https://culvert.dev/contact"},
 	}
 	suite, err := suite.NewConformanceTestSuite(options)
 	require.NoError(t, err)
 	suite.Setup(t, tests.ConformanceTests)
 	waypoint(t, suite.Client)
+	// Its tests run beside each other, and the last ends after Run has returned.
+	t.Cleanup(func() {
+		report, err := suite.Report()
+		require.NoError(t, err)
+		text, err := yaml.Marshal(report)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(os.Getenv("REPORT"), text, 0o644))
+	})
 	require.NoError(t, suite.Run(t, tests.ConformanceTests))
-	report, err := suite.Report()
-	require.NoError(t, err)
-	text, err := yaml.Marshal(report)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(os.Getenv("REPORT"), text, 0o644))
 }
 
 // Binds the namespace to a waypoint, as a user would, and waits until it is there.
@@ -68,7 +71,7 @@ func waypoint(t *testing.T, c client.Client) {
 		ObjectMeta: metav1.ObjectMeta{Name: "waypoint", Namespace: namespace},
 		Spec: gatewayv1.GatewaySpec{
 			GatewayClassName: "culvert-waypoint",
-			Listeners: []gatewayv1.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}},
+			Listeners:        []gatewayv1.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}},
 		},
 	}
 	require.NoError(t, client.IgnoreAlreadyExists(c.Create(ctx, gateway)))

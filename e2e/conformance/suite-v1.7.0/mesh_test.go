@@ -1,0 +1,1 @@
+../suite-v1.6.3/mesh_test.go
