@@ -12,6 +12,7 @@ use culvert_identity::certificate::WorkloadCertificate;
 use culvert_identity::tls::{peer_facts, unnamed};
 use culvert_identity::verify::refusal;
 use culvert_model::outcome::Reason;
+use culvert_model::workload::TunnelProtocol;
 use culvert_runtime::tasks::Tasks;
 use http::HeaderMap;
 use tokio::net::TcpStream;
@@ -68,7 +69,14 @@ pub fn tunnel_pool(runtime: Handle, tasks: Tasks, idle: Duration) -> TunnelPool 
 pub async fn open(shared: &Shared, worker: &Worker, endpoint: &Endpoint) -> Result<Hop, Failure> {
     let opened = match endpoint.tunnel() {
         Some((peer, expected)) => tunnel(shared, worker, endpoint, peer, expected).await,
-        None => plain(&endpoint.address).await,
+        None if endpoint.workload.tunnel_protocol == TunnelProtocol::None => plain(&endpoint.address).await,
+        None => {
+            let detail = format!(
+                "{} is spoken to in a tunnel, of a kind or to a name that is not known here",
+                endpoint.workload.uid
+            );
+            Err(Failure::new(Reason::Unreachable, detail))
+        }
     };
     match &opened {
         Ok(_) => shared.endpoints.succeeded(&endpoint.workload.uid),

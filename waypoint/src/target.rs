@@ -67,6 +67,10 @@ impl Target {
             }
             Self::Workload(workload, address) => {
                 let now = snapshot.workload_by_uid(&workload.uid).ok_or_else(|| gone(&workload.uid))?;
+                // Of a pod that was made again under the same uid, as of a StatefulSet, the address may be another's by now.
+                if !now.addresses.contains(&address.ip()) {
+                    return Err(gone(address));
+                }
                 Self::Workload(now.clone(), *address)
             }
         };

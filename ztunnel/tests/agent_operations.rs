@@ -73,6 +73,10 @@ async fn a_deleted_pod_keeps_its_rules_to_its_end() {
     let rules = |pod: &Pod| verify(&pod.netns, &RedirectConfig::default()).unwrap();
     eventually("its rules are gone", || rules(&left) == Verdict::Missing).await;
     assert_eq!((rules(&deleted), rules(&ended)), (Verdict::Intact, Verdict::Intact));
+    // It was not the end: it is found again, outside.
+    world.describe(&ended, &json!({"istio.io/dataplane-mode": "none"}), &json!({}), false);
+    eventually("its rules are gone", || rules(&ended) == Verdict::Missing).await;
+    assert_eq!(rules(&deleted), Verdict::Intact);
     world.stop().await;
 }
 

@@ -84,7 +84,7 @@ pub fn render(
         let wanted: Vec<_> = overlays.iter().filter_map(|it| it.get(&part)).collect();
         let object = match part {
             // One that exists already is somebody else's.
-            Part::ServiceAccount if account.is_some() => continue,
+            Part::ServiceAccount if account.is_some_and(|it| it != name) => continue,
             Part::ServiceAccount => json!({ "automountServiceAccountToken": false }),
             Part::Service => made.service(port).map_err(Invalid::gateway)?,
             Part::Deployment => made.deployment().map_err(Invalid::gateway)?,

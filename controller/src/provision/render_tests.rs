@@ -116,6 +116,12 @@ fn annotations_change_name_account_and_type() {
     assert!(env.contains(&json!({ "name": "GATEWAY_SERVICE", "value": "other" })), "{env:?}");
     assert_eq!(deployment["spec"]["template"]["spec"]["serviceAccountName"], "theirs");
     assert_eq!(part(&all, "Service")["spec"]["type"], "LoadBalancer");
+    let same = gateway(", annotations: {gateway.istio.io/service-account: w}", "");
+    assert_ne!(
+        part(&rendered(&same, &[]), "ServiceAccount"),
+        Value::Null,
+        "the one that is made has that name"
+    );
     let odd = gateway(", annotations: {networking.istio.io/service-type: ExternalName}", "");
     let error = render(&odd, 15008, &[], &settings()).unwrap_err();
     assert!(error.message.contains("service-type") && error.message.contains("ExternalName"), "{error:?}");

@@ -2,19 +2,16 @@
 
 use std::net::IpAddr;
 
-use culvert_k8s_api::gateway::{Gateway, GatewayClass, HBONE, Listener};
+use culvert_k8s_api::gateway::{Gateway, GatewayAddress, GatewayClass, HBONE, Listener};
 use serde_json::{Value, json};
 
 use super::keeper::{Progress, Provisioned};
 use crate::gateways;
 use crate::status::{Condition, Wanted};
 
-/// The features of the Gateway API that work with these classes, sorted. None does before waypoints carry out routes.
+/// The features of the Gateway API that work with these classes, sorted. They are about routes of Gateways; those of a mesh belong to no
+/// class.
 const FEATURES: [&str; 0] = [];
-
-/// Why no instance can be there yet.
-const NO_PROGRAM: &str =
-    "this version of the mesh has no waypoint program yet, so what is bound to it is refused";
 
 /// Of a class of ours.
 pub fn class(class: &GatewayClass) -> Wanted {
@@ -113,6 +110,18 @@ fn managed(gateway: &Gateway, provisioned: Option<&Provisioned>) -> Said {
         return said;
     }
     let not = |reason, message: String| Condition::new("Programmed", false, reason, message);
+    // A controller that begins, or has something to write, knows for a moment less than the last one said.
+    if is.progress == Progress::Pending && gateway.status.programmed {
+        let mut addresses = addresses(is);
+        if addresses.as_array().is_none_or(Vec::is_empty) {
+            let before = &gateway.status.addresses;
+            let kind = |it: &GatewayAddress| it.type_.clone().unwrap_or_else(|| "IPAddress".to_owned());
+            addresses = before.iter().map(|it| json!({ "type": kind(it), "value": it.value })).collect();
+        }
+        let programmed =
+            Condition::new("Programmed", true, "Programmed", "what it is made of is being written again");
+        return Said { accepted: accepted(gateway, "it is a waypoint of this mesh"), programmed, addresses };
+    }
     let programmed = match &is.progress {
         Progress::Failed(message) => not("NoResources", message.clone()),
         Progress::Pending => not("Pending", "what it is made of is being written".to_owned()),
@@ -121,7 +130,12 @@ fn managed(gateway: &Gateway, provisioned: Option<&Provisioned>) -> Said {
         }
         Progress::Done | Progress::Invalid(_) if is.available == 0 => {
             let problem = if is.problem.is_empty() { String::new() } else { format!(" ({})", is.problem) };
-            not("NoResources", format!("its Deployment has no available replica{problem}; {NO_PROGRAM}"))
+            not(
+                "NoResources",
+                format!(
+                    "its Deployment has no available replica{problem}, so what is bound to it is refused"
+                ),
+            )
         }
         Progress::Done | Progress::Invalid(_) => {
             let message = format!("{} of its instances are available", is.available);
@@ -213,7 +227,8 @@ fn listener(listeners: &[Listener], index: usize, programmed: bool) -> Value {
     let references = if asked.is_empty() {
         Condition::new("ResolvedRefs", true, "ResolvedRefs", "")
     } else {
-        let message = format!("no kind of route is carried out yet: {}", asked.join(", "));
+        let message =
+            format!("routes are for services, and none is attached to a waypoint: {}", asked.join(", "));
         Condition::new("ResolvedRefs", false, "InvalidRouteKinds", message)
     };
     let conditions = [accepted, of_whole, references, conflict];

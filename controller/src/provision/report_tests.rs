@@ -68,7 +68,7 @@ fn why_a_gateway_is_not_programmed() {
             Some(provisioned(Progress::Done, 0)),
             "Accepted=True Accepted",
             "Programmed=False NoResources",
-            "no available replica; this version of the mesh has no waypoint program yet",
+            "no available replica, so what is bound to it is refused",
         ),
         (Some(quota), "Accepted=True Accepted", "Programmed=False NoResources", "(exceeded quota)"),
         (Some(nothing), "Accepted=True Accepted", "Programmed=False AddressNotAssigned", "Service"),

@@ -302,9 +302,9 @@ fn waypoints_that_labels_ask_for_are_named_even_if_they_do_not_exist() {
         let of = page.get("service").or(page.get("workload")).unwrap();
         of["waypoint"].as_str().unwrap_or_default().to_owned()
     };
-    assert_eq!(bound("n/a.n.svc.cluster.local"), "n/wp.n.svc.cluster.local:15008");
+    assert_eq!(bound("n/a.n.svc.cluster.local"), "n/no-gateway.wp.n.svc.cluster.local:15008");
     assert_eq!(bound("n/b.n.svc.cluster.local"), "");
-    assert_eq!(bound("n/c.n.svc.cluster.local"), "m/x.m.svc.cluster.local:15008");
+    assert_eq!(bound("n/c.n.svc.cluster.local"), "m/no-gateway.x.m.svc.cluster.local:15008");
     assert_eq!(bound("Kubernetes//Pod/n/p"), "");
 }
 

@@ -110,7 +110,9 @@ impl View<'_> {
             }
             let message =
                 format!("there is no Gateway {home}/{name}: connections are refused until there is");
-            let address = by_name(home, self.service_host(home, name), gateways::HBONE_PORT);
+            // Not by the name that the waypoint had: until it is gone too it would let pass what no policy is left for.
+            let host = format!("no-gateway.{}", self.service_host(home, name));
+            let address = by_name(home, host, gateways::HBONE_PORT);
             return Some(Bound::not("WaypointIsNotReady", message, Some(address)));
         };
         if !self.serves(gateway, asks.traffic) {
@@ -228,6 +230,11 @@ impl View<'_> {
                 listener.name
             );
             return refused("AttachmentDenied", why, "attachment-denied");
+        }
+        if self.owner(gateway) == Owner::Unknown {
+            let class = &gateway.spec.gateway_class_name;
+            let why = format!("Gateway {home}/{name} has class {class}, which does not exist");
+            return refused("WaypointIsNotReady", why, "no-class");
         }
         let address = Some(self.address_of(gateway, port));
         if gateway.status.programmed {

@@ -9,9 +9,9 @@ use culvert_model::outcome::Reason;
 use culvert_model::request::Permit;
 use culvert_model::route::{Mirror, WHOLE};
 use culvert_model::workload::AppProtocol;
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::body::{self, Body, Replay};
@@ -73,6 +73,8 @@ struct Failed {
     /// It was for a connection that had served others, which may have been closing.
     reused: bool,
     timed_out: bool,
+    /// It may be repeated, and that was taken from the budget.
+    granted: bool,
 }
 
 /// Passes it on and waits for the head of the response.
@@ -138,6 +140,7 @@ async fn attempts(
                         unsent: false,
                         reused: false,
                         timed_out: false,
+                        granted: true,
                     }
                 }
                 Err(failed) => failed,
@@ -154,14 +157,15 @@ async fn attempts(
             continue;
         }
         if failed.unsent {
-            connects -= 1;
+            connects = connects.saturating_sub(1);
             if connects > 0 {
                 exclude.push(endpoint.workload.uid.clone());
                 continue;
             }
         }
         let may = left > 0 && body.is_repeatable();
-        let (Some(policy), true) = (policy, may && asked.served.worker.budget.take()) else {
+        let (Some(policy), true) = (policy, may && (failed.granted || asked.served.worker.budget.take()))
+        else {
             return Err(if failed.timed_out {
                 late(&failed.failure.detail)
             } else {
@@ -215,7 +219,8 @@ async fn attempt(
 ) -> Result<Passed, Failed> {
     let served = asked.served;
     let in_progress = served.shared.endpoints.begin(&endpoint.workload.uid);
-    let unsent = |failure: Failure| Failed { failure, unsent: true, reused: false, timed_out: false };
+    let unsent =
+        |failure: Failure| Failed { failure, unsent: true, reused: false, timed_out: false, granted: false };
     let http2 = speaks_http2(asked, endpoint);
     let lease =
         upstream::lease(&served.shared, &served.worker, endpoint, http2, fresh).await.map_err(unsent)?;
@@ -237,6 +242,7 @@ async fn attempt(
             unsent: false,
             reused: false,
             timed_out: true,
+            granted: false,
         })?,
     };
     match outcome {
@@ -245,7 +251,7 @@ async fn attempt(
         {
             let detail = "the application changed the protocol without being asked";
             let failure = Failure::new(Reason::UpstreamReset, detail);
-            Err(Failed { failure, unsent: false, reused: false, timed_out: false })
+            Err(Failed { failure, unsent: false, reused: false, timed_out: false, granted: false })
         }
         Ok((response, give_back)) => {
             Ok(Passed { response, give_back, in_progress, deadline, changes: Changes::default() })
@@ -254,7 +260,7 @@ async fn attempt(
             let detail = format!("{}: {}", endpoint.workload.uid, chain(&error));
             let failure = Failure::new(Reason::UpstreamReset, detail);
             // What comes back unsent has its body, which the next attempt takes up where this one is dropped.
-            Err(Failed { failure, unsent: unsent.is_some(), reused, timed_out: false })
+            Err(Failed { failure, unsent: unsent.is_some(), reused, timed_out: false, granted: false })
         }
     }
 }
@@ -287,6 +293,7 @@ fn request(head: &Head, body: Body, http2: bool) -> Result<Request<Body>, Failur
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     request.headers_mut().clone_from(&head.headers);
+    request.headers_mut().remove(UPGRADE);
     if http2 {
         // An HTTP/1.0 client may say no host, which HTTP/2 has to.
         let authority = if head.authority.is_empty() { "localhost" } else { &head.authority };
@@ -298,6 +305,10 @@ fn request(head: &Head, body: Body, http2: bool) -> Result<Request<Body>, Failur
     *request.uri_mut() = target.parse().map_err(|_| bad(&target))?;
     let host = HeaderValue::from_str(&head.authority).map_err(|_| bad(&head.authority))?;
     request.headers_mut().insert(HOST, host);
+    // Where a body is unusual it is left out unless it is announced.
+    if !request.body().is_end_stream() && !head.headers.contains_key(CONTENT_LENGTH) {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if let Some(protocol) = &head.upgrade {
         request.headers_mut().insert(UPGRADE, protocol.clone());
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -308,7 +319,9 @@ fn request(head: &Head, body: Body, http2: bool) -> Result<Request<Body>, Failur
 /// Sends a copy of the request to a mirror, if it is one of its share and there is room: without waiting, and without regard to what
 /// comes of it. Returns the body that is left to send.
 fn copy(asked: &Asked<'_>, mirror: &Mirror, body: Body) -> Body {
-    if mirror.backend.broken.is_some() || fastrand::u32(0..WHOLE) >= mirror.share {
+    // A protocol is changed with one of them only.
+    let alone = asked.head.upgrade.is_some();
+    if alone || mirror.backend.broken.is_some() || fastrand::u32(0..WHOLE) >= mirror.share {
         return body;
     }
     let served = asked.served;

@@ -77,6 +77,10 @@ impl Head {
         let upgrade = upgrade(&headers, version);
         let trailers = wants_trailers(&headers);
         strip_hop_by_hop(&mut headers)?;
+        // Policies and routes may ask for it; what is sent on is written from `upgrade`.
+        if let Some(protocol) = &upgrade {
+            headers.insert(UPGRADE, protocol.clone());
+        }
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
@@ -157,7 +161,10 @@ fn authority(target: Option<&str>, headers: &HeaderMap, version: Version) -> Res
 fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let wanted = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11)?;
     let asked = options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"));
-    let http2 = wanted.as_bytes().eq_ignore_ascii_case(b"h2c");
+    let http2 = wanted
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .any(|one| one.trim_ascii().eq_ignore_ascii_case(b"h2c"));
     (asked && !http2).then(|| wanted.clone())
 }
 
@@ -261,6 +268,10 @@ mod tests {
         let asked = |headers: &[(&str, &str)]| read(Version::HTTP_11, "/", headers).unwrap().upgrade;
         assert!(asked(&[host, ("upgrade", "websocket"), ("connection", "Upgrade")]).is_some());
         assert!(asked(&[host, ("upgrade", "websocket")]).is_none());
+        assert!(asked(&[host, ("upgrade", "websocket, H2C"), ("connection", "upgrade")]).is_none());
+        let head = |headers: &[(&str, &str)]| read(Version::HTTP_11, "/", headers).unwrap().headers;
+        assert_eq!(head(&[host, ("upgrade", "websocket"), ("connection", "Upgrade")])[UPGRADE], "websocket");
+        assert!(head(&[host, ("upgrade", "websocket")]).is_empty());
         assert!(asked(&[host, ("upgrade", "h2c"), ("connection", "upgrade, http2-settings")]).is_none());
     }
 }

@@ -111,8 +111,9 @@ fn builder(tasks: Tasks) -> auto::Builder<Spawner> {
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_ERROR_RESETS)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(16 << 20)
+        // What is read ahead of the application: 1 MiB for each connection.
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(1 << 20)
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20));

@@ -1,7 +1,7 @@
 //! HTTP connections to endpoints, kept for the next request: of HTTP/1 each serves one request at a time, of HTTP/2 many.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::config::HANDSHAKE_TIMEOUT;
 use crate::connect::{self, Hop};
 use crate::endpoint::{Address, Endpoint};
 use crate::shared::{Failure, Shared, Worker};
+use crate::tls::Expected;
 
 /// Idle connections that are kept for one endpoint by one worker: what 64 clients at once leave behind.
 const MAX_IDLE: usize = 64;
@@ -42,6 +43,8 @@ pub struct ClientPool {
 struct Key {
     uid: Str,
     address: Address,
+    /// How it is reached and who must be there: a connection made otherwise is another's, also when it is given back late.
+    tunnel: Option<(SocketAddr, Expected)>,
     http2: bool,
 }
 
@@ -49,8 +52,8 @@ struct Key {
 struct Slot {
     http1: Vec<(http1::SendRequest<Body>, Instant)>,
     http2: Vec<Shared2>,
-    /// One connection is made at a time: those who wait for it share it.
-    dialling: Arc<tokio::sync::Mutex<()>>,
+    /// One connection is made at a time: those who wait for it share it, or that it failed and when.
+    dialling: Arc<tokio::sync::Mutex<Option<(Instant, Failure)>>>,
 }
 
 #[derive(Clone)]
@@ -170,7 +173,8 @@ pub async fn lease(
     fresh: bool,
 ) -> Result<Lease, Failure> {
     let pool = &worker.clients;
-    let key = Key { uid: endpoint.workload.uid.clone(), address: endpoint.address.clone(), http2 };
+    let (uid, address) = (endpoint.workload.uid.clone(), endpoint.address.clone());
+    let key = Key { uid, address, tunnel: endpoint.tunnel(), http2 };
     if !fresh && let Some(lease) = pool.idle_one(&key) {
         return Ok(lease);
     }
@@ -179,12 +183,17 @@ pub async fn lease(
         return Ok(Lease { kind: Kind::Http1(handshake1(worker, io).await?), key, reused: false });
     }
     let dialling = pool.table.lock().entry(key.clone()).or_default().dialling.clone();
-    let _turn = dialling.lock().await;
+    let queued = Instant::now();
+    let mut last = dialling.lock().await;
     if !fresh && let Some(lease) = pool.idle_one(&key) {
         return Ok(lease);
     }
-    let io = open(shared, worker, endpoint).await?;
-    let made = handshake2(worker, io).await?;
+    if let Some((_, failure)) = last.as_ref().filter(|(at, _)| *at > queued) {
+        return Err(failure.clone());
+    }
+    let made = async { handshake2(worker, open(shared, worker, endpoint).await?).await }.await;
+    *last = made.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
+    let made = made?;
     pool.put2(key.clone(), made.clone());
     Ok(Lease::http2(key, made, false))
 }
@@ -209,8 +218,8 @@ async fn handshake2(worker: &Worker, io: Box<dyn Io>) -> Result<Shared2, Failure
     let mut builder = http2::Builder::new(Spawner(worker.tasks.clone()));
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(4 << 20)
         .max_header_list_size(64 << 10)
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(10))

@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,11 +17,19 @@ const HEAD: Duration = Duration::from_secs(10);
 /// Between requests.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 /// How HTTP/2 begins: no HTTP/1 method does.
-const HTTP2: &[u8] = b"PRI";
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Tells the IO what is going on.
 #[derive(Clone, Debug, Default)]
-pub struct Watch(Arc<AtomicU32>);
+pub struct Watch(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Requests that are being served.
+    serving: AtomicU32,
+    /// One has been served since the client was last heard: it has begun nothing since.
+    served: AtomicBool,
+}
 
 /// A request is being served, until this is dropped.
 #[derive(Debug)]
@@ -50,23 +58,32 @@ pub fn watched<IO>(inner: IO) -> (Watched<IO>, Watch) {
 impl Watch {
     /// A request is being served from now on.
     pub fn serving(&self) -> Serving {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.serving.fetch_add(1, Ordering::Relaxed);
         Serving(self.clone())
+    }
+
+    fn is_serving(&self) -> bool {
+        self.0.serving.load(Ordering::Relaxed) > 0
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.served.store(true, Ordering::Relaxed);
+        self.0.0.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl<IO> Watched<IO> {
     /// Pending as long as the client has time.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.http2 || self.watch.0.load(Ordering::Relaxed) > 0 {
+        let served = self.watch.0.served.swap(false, Ordering::Relaxed);
+        let busy = self.http2 || self.watch.is_serving();
+        if served || busy {
             self.timer = None;
             self.begun = false;
+        }
+        if busy {
             return Poll::Pending;
         }
         let patience = if self.begun { HEAD } else { IDLE };
@@ -84,7 +101,8 @@ impl<IO> Watched<IO> {
                 self.preface = (same == bytes.len()).then_some(seen + same);
             }
         }
-        if !self.begun && self.watch.0.load(Ordering::Relaxed) == 0 {
+        let served = self.watch.0.served.swap(false, Ordering::Relaxed);
+        if (served || !self.begun) && !self.watch.is_serving() {
             self.begun = true;
             self.timer = None;
         }
@@ -154,7 +172,28 @@ mod tests {
         let (next, waited) = fate(b"", false).await;
         assert_eq!((next.unwrap_err().kind(), waited), (io::ErrorKind::TimedOut, IDLE));
         assert!(fate(b"GET / HT", true).await.0.is_ok(), "a slow body is not the head's business");
-        assert!(fate(b"PRI * HTTP/2.0", false).await.0.is_ok());
+        assert!(fate(HTTP2, false).await.0.is_ok());
+        assert!(fate(b"PRI /x HTTP/1.1\r\nX-", false).await.0.is_err(), "a method that only begins like it");
         assert!(fate(b"PUT", false).await.0.is_err());
+    }
+
+    /// The library reads nothing while it serves a request without a body: the next head's time begins with its first byte.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_used_is_not_idle() {
+        let (mut client, server) = duplex(1024);
+        let (mut io, watch) = watched(server);
+        let mut heard = [0; 4];
+        for _ in 0..100 {
+            client.write_all(b"GET ").await.unwrap();
+            io.read_exact(&mut heard).await.unwrap();
+            drop(watch.serving());
+            let next = tokio::time::timeout(HEAD / 2, io.read_u8()).await;
+            assert!(next.is_err(), "{next:?}");
+        }
+        client.write_all(b"GET ").await.unwrap();
+        io.read_exact(&mut heard).await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(io.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed(), HEAD);
     }
 }

@@ -6,8 +6,10 @@ use culvert_proto::waypoint as proto;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
-use super::apps::{ask, http1, http2, sent};
+use super::apps::{ask, get, http1, http2, sent};
 use super::requests::plain;
 use super::soon;
 use super::world::{WEB, pod, route, rule, web};
@@ -53,6 +55,30 @@ async fn a_failed_request_is_repeated() {
         assert_eq!((got.status, app.served()), (status, served), "{attempts} {fails} {length}");
         assert!(got.body.ends_with(&format!(" {}", "x".repeat(length))), "the whole body each time");
     }
+}
+
+/// A rule that repeats what failed does so a few times also where nobody listens.
+#[tokio::test]
+async fn a_dead_endpoint_is_asked_a_few_times() {
+    let (world, _app) = plain(AppProtocol::Http11).await;
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let retry = Some(proto::Retry { attempts: 3, codes: vec![503], backoff_ms: 1 });
+    let rules = vec![proto::HttpRule { retry, ..rule("/", &[(WEB, 1)]) }];
+    world.know(vec![web(AppProtocol::Http11)], vec![pod("one", free, &[WEB])], vec![route(rules)]);
+    assert_eq!(ask(&mut client, get("/")).await.status, 503);
+}
+
+/// A body is passed on also where it is unusual, and no answer is given to another question.
+#[tokio::test]
+async fn a_get_may_have_a_body() {
+    let (world, _app) = plain(AppProtocol::Http11).await;
+    let mut tunnel = world.tunnel().await;
+    let asked = b"GET /_search HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    soon(tunnel.write_all(asked)).await.unwrap();
+    let mut said = String::new();
+    soon(tunnel.read_to_string(&mut said)).await.unwrap();
+    assert!(said.contains("GET web/_search hello"), "{said}");
 }
 
 /// A body of these frames, as a stream of unknown length.

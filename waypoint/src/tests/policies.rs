@@ -46,6 +46,25 @@ async fn world(app_protocol: AppProtocol) -> (World, App) {
     (world, app)
 }
 
+/// A change of protocol is seen by the policies, and passed on if they permit it.
+#[tokio::test]
+async fn an_upgrade_can_be_denied() {
+    let (world, app) = world(AppProtocol::Http11).await;
+    let condition = proto::Condition {
+        key: "request.headers[upgrade]".into(),
+        values: vec!["websocket".into()],
+        ..Default::default()
+    };
+    let rule = proto::PolicyRule { when: vec![condition], ..Default::default() };
+    world.enforce(&[policy("deny", Action::Deny, vec![rule])]);
+    let mut client = http1(&world.tasks, world.tunnel().await).await;
+    let mut asked = get("/upgrade");
+    asked.headers_mut().insert("connection", "upgrade".parse().unwrap());
+    asked.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+    assert_eq!(ask(&mut client, asked).await.status, 403);
+    assert_eq!(app.served(), 0);
+}
+
 /// W57, W63. However a path is written, it is the one path that the policy is about.
 #[tokio::test]
 async fn a_denied_path_is_denied_however_it_is_written() {

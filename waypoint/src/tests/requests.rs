@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use culvert_hbone::error::ConnectError;
+use culvert_model::outcome::Reason;
 use culvert_model::workload::{AppProtocol, TunnelProtocol};
 use http::Request;
 use hyper_util::rt::TokioIo;
@@ -11,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::apps::{App, ask, get, http1, http2, node_tunnel, read, sent};
 use super::soon;
-use super::world::{WEB, World, identity, own_address, pod, route, rule, service, web};
+use super::world::{VIP, WEB, World, identity, own_address, pod, route, rule, service, web};
 use crate::http::body;
 
 /// One application behind the service, without routes.
@@ -271,11 +272,40 @@ async fn a_client_that_leaves_in_the_middle_is_noticed() {
     soon(arrived).await;
     drop(tunnel);
     let counted = async {
-        while !world.metrics().contains(r#"response_code="400""#) {
+        // Before it had an answer.
+        let left = format!("response_flags=\"{}\"", Reason::ClientReset.response_flag());
+        while !world.metrics().contains(&left) {
             tokio::task::yield_now().await;
         }
     };
     soon(counted).await;
+}
+
+/// A client that gives up while the application does not answer keeps no place.
+#[tokio::test]
+async fn a_client_that_gives_up_is_noticed() {
+    let world = World::with(&["--max-tunnels=1"]).await;
+    let app = App::start(&world.tasks, "one", "127.0.0.1").await;
+    world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![]);
+    for _ in 0..3 {
+        let mut tunnel = soon(async {
+            loop {
+                match world.tunnel_to(&identity("shop", "client"), &format!("{VIP}:80")).await {
+                    Ok(tunnel) => return tunnel,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await;
+        let served = app.served();
+        soon(tunnel.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nx-stall: 1\r\n\r\n")).await.unwrap();
+        soon(async {
+            while app.served() == served {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
 }
 
 /// W15, W25. Traffic that is addressed to a workload itself has policies and no routes.
@@ -292,6 +322,13 @@ async fn a_workload_by_its_address() {
     let tunnel = world.tunnel_to(&client, &asked).await.unwrap();
     let mut client = http1(&world.tasks, tunnel).await;
     assert_eq!(ask(&mut client, get("/")).await.status, 200);
+
+    // Made again elsewhere, and its address may be another's.
+    let mut moved = pod("one", "127.0.0.9:1".parse().unwrap(), &[WEB]);
+    moved.waypoint = web(AppProtocol::Http11).waypoint;
+    world.know(vec![web(AppProtocol::Http11)], vec![moved], vec![]);
+    assert_eq!(ask(&mut client, get("/")).await.status, 503);
+    assert_eq!(app.served(), 1);
 }
 
 #[tokio::test]

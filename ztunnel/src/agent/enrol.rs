@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub struct Enroller<R> {
     probed_before: BTreeSet<SocketAddr>,
     enrolled: BTreeMap<String, Enrolled>,
     namespaces: BTreeMap<String, Arc<NetNs>>,
+    /// Pods of which nothing was known any more, and their namespaces: they kept their rules, which go if they turn out to be outside.
+    unknown: BTreeMap<String, PathBuf>,
     /// Running pods that left: the proxy serves what still comes to them until then.
     leaving: Vec<(Instant, String)>,
     /// Pods that should be enrolled and whose namespace is not found.
@@ -60,6 +63,7 @@ impl<R: Rules> Enroller<R> {
             probed: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            unknown: BTreeMap::new(),
             leaving: Vec::new(),
             missing: BTreeSet::new(),
             settled: false,
@@ -103,6 +107,7 @@ impl<R: Rules> Enroller<R> {
         if !self.settled {
             self.settled = self.settle(view);
         }
+        self.find_again(view);
         self.miss(view);
         if self.settled {
             self.probed_before.clear();
@@ -135,6 +140,7 @@ impl<R: Rules> Enroller<R> {
         let known = self.enrolled.contains_key(&pod.uid);
         self.metrics.reconciled(if known { Event::update } else { Event::add });
         self.leaving.retain(|(_, uid)| *uid != pod.uid);
+        self.unknown.remove(&pod.uid);
         let namespace = self.namespace(&pod);
         let established = namespace.as_ref().ok().and_then(|netns| self.history(&pod, netns));
         let registered = match &namespace {
@@ -268,8 +274,21 @@ impl<R: Rules> Enroller<R> {
         } else {
             // Its rules die with its namespace. Its processes may go on until then, as those of a pod that was deleted by force: what
             // they say now reaches nobody, rather than going around the mesh.
+            self.unknown.insert(pod.uid.clone(), pod.netns.clone());
             self.forget(&pod.uid).await;
         }
+    }
+
+    /// What is known again of pods that kept their rules.
+    fn find_again(&mut self, view: &View) {
+        let mut unknown = std::mem::take(&mut self.unknown);
+        unknown.retain(|_, netns| netns.exists());
+        for other in &view.others {
+            if unknown.contains_key(&other.uid) && self.release(other) {
+                unknown.remove(&other.uid);
+            }
+        }
+        self.unknown = unknown;
     }
 
     async fn forget_left(&mut self) {
@@ -389,6 +408,7 @@ impl<R: Rules> Enroller<R> {
         }
         self.enrolled.clear();
         self.leaving.clear();
+        self.unknown.clear();
         self.probed.clear();
         self.probed_before.clear();
         self.allow_probes(true);

@@ -47,7 +47,7 @@ fn waypoint() {
 fn a_binding_that_cannot_be_had_is_sent_and_leads_nowhere() {
     let told = told(&run(&all()));
     for (bound, to) in [
-        ("shop/missing.shop.svc.cluster.local", "shop/nowhere.shop.svc.cluster.local:15008"),
+        ("shop/missing.shop.svc.cluster.local", "shop/no-gateway.nowhere.shop.svc.cluster.local:15008"),
         ("shop/not-ready.shop.svc.cluster.local", "shop/renamed.shop.svc.cluster.local:443"),
         (
             "shop/no-listener.shop.svc.cluster.local",
@@ -61,7 +61,7 @@ fn a_binding_that_cannot_be_had_is_sent_and_leads_nowhere() {
             "stranger/refused.stranger.svc.cluster.local",
             "infra/attachment-denied.shared.infra.svc.cluster.local:15008",
         ),
-        ("Kubernetes//Pod/shop/lost", "shop/nowhere.shop.svc.cluster.local:15008"),
+        ("Kubernetes//Pod/shop/lost", "shop/no-gateway.nowhere.shop.svc.cluster.local:15008"),
     ] {
         assert_eq!(told[bound], to, "{bound}");
     }

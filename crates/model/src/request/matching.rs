@@ -34,8 +34,12 @@ fn compare(test: &Test, facts: &RequestFacts<'_>) -> Truth {
         Test::DestinationAddress(blocks) => address(blocks, Some(facts.destination.ip())),
         Test::DestinationPort(ports) => ports.contains(&facts.destination.port()).into(),
         Test::ServerName(values) => {
-            let name = facts.server_name.filter(|name| !name.is_empty());
-            name.is_some_and(|name| any_text(values, &name.to_ascii_lowercase())).into()
+            match facts.server_name.filter(|name| !name.is_empty()) {
+                Some(name) => any_text(values, &name.to_ascii_lowercase()).into(),
+                // What a stream begins with may not have been read, or not in full.
+                None if facts.http.is_none() => Truth::Maybe,
+                None => Truth::No,
+            }
         }
         Test::RequestPrincipal(values) => {
             http(&|http| http.claims.map_or(Truth::No, |claims| request_principal(values, claims)))

@@ -152,9 +152,11 @@ impl Reader<'_> {
             "request.auth.claims[groups]" => self.claim("/groups", v, sure),
             "request.auth.claims[realm][roles]" => self.claim("/realm/roles", v, sure),
             "request.auth.claims[realm]" => self.claim("/realm", v, sure),
-            "connection.sni" => r.server_name.as_ref().filter(|name| !name.is_empty()).is_some_and(|name| {
-                v.iter().any(|pattern| like(&pattern.to_lowercase(), &name.to_lowercase()))
-            }),
+            // A stream without a known name may have any, and surely has none.
+            "connection.sni" => match r.server_name.as_ref().filter(|name| !name.is_empty()) {
+                None => r.http.is_none() && !sure,
+                Some(name) => v.iter().any(|pattern| like(&pattern.to_lowercase(), &name.to_lowercase())),
+            },
             "request.headers[X-A]" => self.header("x-a", v, sure),
             "request.headers[x-b]" => self.header("x-b", v, sure),
             "request.headers[Cookie]" => self.header("cookie", v, sure),
