@@ -1,7 +1,7 @@
 //! May this request, or this connection, pass a waypoint? One decision, from the policies of the service it is for and what
 //! is known of it (W53-W58, W63, W64).
 //!
-//! [`judge`] and [`explain`] are the same walk; the second writes down each step. What a policy asks may be *uncertain*: a
+//! [`judge()`] and [`explain`] are the same walk; the second writes down each step. What a policy asks may be *uncertain*: a
 //! header that is repeated, a host with a port, a rule about HTTP on a connection that is none. Then an ALLOW policy does not
 //! match and any other does ([`Truth`]), so that no policy is evaded by being ambiguous.
 

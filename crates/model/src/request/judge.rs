@@ -22,7 +22,7 @@ pub fn judge(policies: &PolicySet, facts: &RequestFacts<'_>) -> Verdict {
     Judge { policies, facts, trace: Silent }.verdict()
 }
 
-/// [`judge`], with every step of it.
+/// [`judge()`], with every step of it.
 pub fn explain(policies: &PolicySet, facts: &RequestFacts<'_>) -> Explanation {
     let mut steps = Vec::new();
     let mut judge = Judge { policies, facts, trace: &mut steps };

@@ -76,7 +76,7 @@ pub struct Would {
 /// A verdict and how it came about.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// What [`super::judge`] returns for the same arguments.
+    /// What [`super::judge()`] returns for the same arguments.
     pub verdict: Verdict,
     /// What follows if every provider that is asked agrees and changes nothing; `None` where nobody is asked.
     pub granted: Option<Result<Permit, Denial>>,
