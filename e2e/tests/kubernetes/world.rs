@@ -60,7 +60,8 @@ impl World {
     /// Installs the Gateway API's own definitions, at their standard channel.
     pub fn gateway_api(&self, version: &str) -> Result<()> {
         let module = format!("sigs.k8s.io/gateway-api@{version}");
-        let said = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
+        let said =
+            run(Command::new("go").args(["mod", "download", "-json", &module]).env("GOTOOLCHAIN", "auto"))?;
         let said: Value = serde_json::from_str(&said)?;
         let dir = Path::new(said["Dir"].as_str().context("no directory")?).join("config/crd/standard");
         self.api.kubectl(&["apply", "--server-side", "-f", &dir.to_string_lossy()])?;
@@ -323,8 +324,9 @@ pub fn echo(namespace: &str, replicas: u16) -> String {
         "name": "main", "image": "culvert.test/peer:1", "command": ["peer", "serve"],
         "ports": [{ "name": "echo", "containerPort": 9000 }], "readinessProbe": probe, "livenessProbe": probe,
     });
-    let spread = json!([{ "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": { "matchLabels": labels } }]);
+    let spread = json!([{ "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+        // Those of a replacement by themselves: beside the old ones both could end on one node.
+        "matchLabelKeys": ["pod-template-hash"], "labelSelector": { "matchLabels": labels } }]);
     let pod = json!({ "metadata": { "labels": labels }, "spec": {
         // The program takes no signal: it serves until it is killed, when everybody has heard that it goes.
         "terminationGracePeriodSeconds": 6, "containers": [container], "topologySpreadConstraints": spread } });

@@ -77,6 +77,14 @@ struct Failed {
     granted: bool,
 }
 
+impl Failed {
+    /// It had an answer that the rule repeats, and may be repeated.
+    fn answered(status: StatusCode) -> Self {
+        let failure = Failure::new(Reason::UpstreamReset, format!("answered {status}"));
+        Self { failure, unsent: false, reused: false, timed_out: false, granted: true }
+    }
+}
+
 /// Passes it on and waits for the head of the response.
 ///
 /// # Errors
@@ -134,14 +142,7 @@ async fn attempts(
                     if !repeat {
                         return Ok(passed);
                     }
-                    let detail = format!("answered {}", passed.response.status());
-                    Failed {
-                        failure: Failure::new(Reason::UpstreamReset, detail),
-                        unsent: false,
-                        reused: false,
-                        timed_out: false,
-                        granted: true,
-                    }
+                    Failed::answered(passed.response.status())
                 }
                 Err(failed) => failed,
             };

@@ -288,15 +288,15 @@ async fn a_client_that_gives_up_is_noticed() {
     let app = App::start(&world.tasks, "one", "127.0.0.1").await;
     world.know(vec![web(AppProtocol::Http11)], vec![pod("one", app.address, &[WEB])], vec![]);
     for _ in 0..3 {
-        let mut tunnel = soon(async {
+        let again = async {
             loop {
                 match world.tunnel_to(&identity("shop", "client"), &format!("{VIP}:80")).await {
                     Ok(tunnel) => return tunnel,
                     Err(_) => tokio::task::yield_now().await,
                 }
             }
-        })
-        .await;
+        };
+        let mut tunnel = soon(Box::pin(again)).await;
         let served = app.served();
         soon(tunnel.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nx-stall: 1\r\n\r\n")).await.unwrap();
         soon(async {
