@@ -106,7 +106,7 @@ api-server: setup-test build cluster-programs ## The tests under a real Kubernet
 	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) cargo test --locked --workspace $(call E2E_FLAGS,$(filter api_%,$(E2E)) api_scale) --nocapture
 
 kubernetes: setup-test build cluster-programs ## The tests in a real Kubernetes of two nodes
-	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,kubernetes) --nocapture
+	CULVERT_BIN_DIR=$(abspath $(BIN)) KUBERNETES_BIN=$(K8S) $(AS_ROOT) cargo test --locked --workspace $(call E2E_FLAGS,real_cluster) --nocapture
 
 conformance-programs:
 	e2e/conformance/build $(CONFORMANCE) v1.6.3

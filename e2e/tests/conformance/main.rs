@@ -4,7 +4,7 @@
 //! builds it). The suite's log and report are kept beside them.
 
 #[allow(dead_code, reason = "the Kubernetes test uses the rest")]
-#[path = "../kubernetes/world.rs"]
+#[path = "../real_cluster/world.rs"]
 mod world;
 
 use std::fs::{self, File};
