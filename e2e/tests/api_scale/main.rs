@@ -227,7 +227,9 @@ fn number(line: &str, name: &str) -> Option<u64> {
 fn uids(proxy: &Proxy) -> Result<BTreeSet<String>> {
     let dump: Value = serde_json::from_str(&proxy.page("/config_dump")?)?;
     let workloads = dump["workloads"].as_array().context("no workloads")?;
-    Ok(workloads.iter().filter_map(|it| it["uid"].as_str().map(str::to_owned)).collect())
+    // The API server's own address is an endpoint too, of a Service without a selector, and no pod.
+    let pods = workloads.iter().filter_map(|it| it["uid"].as_str()).filter(|uid| uid.contains("//Pod/"));
+    Ok(pods.map(str::to_owned).collect())
 }
 
 fn all_uids() -> BTreeSet<String> {
